@@ -1,0 +1,1 @@
+"""Hydra configuration, installed as the package `srpo_recipe_config`."""

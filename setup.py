@@ -1,0 +1,21 @@
+"""Package layout: `srpo_recipe` is the code, the top-level folder `config/` is installed as the package `srpo_recipe_config`.
+
+Hydra finds verl's and our YAML as packages (`pkg://`), so ours must be one, and from a checkout as well as from a wheel.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+CONFIG_PACKAGES = ["srpo_recipe_config"] + [
+    "srpo_recipe_config." + ".".join(folder.relative_to(HERE / "config").parts)
+    for folder in sorted((HERE / "config").rglob("*"))
+    if folder.is_dir() and folder.name != "__pycache__"
+]
+
+setup(
+    packages=find_packages(include=["srpo_recipe", "srpo_recipe.*"]) + CONFIG_PACKAGES,
+    package_dir={"srpo_recipe": "srpo_recipe", "srpo_recipe_config": "config"},
+    package_data={name: ["*.yaml"] for name in CONFIG_PACKAGES},
+)

@@ -1,0 +1,213 @@
+"""The method's own settings: every default once, every wrong value refused with its mend.
+
+The dataclasses are registered with Hydra as the schema of the `srpo` section, so an unknown key or a wrong type is refused
+while the command line is parsed; `check` refuses what a type cannot say, and what contradicts verl's own settings.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from srpo_recipe.route import DEMONSTRATION_CHOICES, ROUTE_RULES
+
+TEACHER_TEMPLATE = "{prompt}\nCorrect solution:\n\n{demonstration}\n\nCorrectly solve the original question."
+FEEDBACK_TEMPLATE = "{prompt}\nFeedback on an earlier attempt:\n\n{feedback}\n\nCorrectly solve the original question."
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
+
+
+@dataclass
+class TeacherConfig:
+    """The self-teacher (paper, section 3.2)."""
+
+    # teacher <- (1 - ema_rate) teacher + ema_rate student after every optimiser step. 0 freezes the first weights, 1 makes
+    # the current policy its own teacher (the paper's equation; its table and we use the EMA).
+    ema_rate: float = 0.05
+    # Which correct sibling is shown: random (uniform, seeded), first, shortest, longest.
+    demonstration: str = "random"
+    # The teacher's user turn, with the fields {prompt} and {demonstration}.
+    template: str = TEACHER_TEMPLATE
+    # Budget of the teacher's prompt in tokens; what to do when it is exceeded: shorten the demonstration or reroute to GRPO.
+    max_prompt_tokens: int = 10240
+    overflow: str = "shorten"
+    # Text feedback of the verifier (its "feedback" entry): off, append (after the demonstration), replace (instead of it).
+    # When on, feedback also makes a teacher available to rows without a correct sibling.
+    feedback: str = "off"
+    feedback_template: str = FEEDBACK_TEMPLATE
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.ema_rate <= 1.0, f"srpo.teacher.ema_rate={self.ema_rate} must lie in [0, 1]")
+        _one_of("srpo.teacher.demonstration", self.demonstration, DEMONSTRATION_CHOICES)
+        _one_of("srpo.teacher.overflow", self.overflow, ("shorten", "reroute"))
+        _one_of("srpo.teacher.feedback", self.feedback, ("off", "append", "replace"))
+        _require(self.max_prompt_tokens > 0, "srpo.teacher.max_prompt_tokens must be positive")
+        for name, template, fields in (
+            ("template", self.template, ("{prompt}", "{demonstration}")),
+            ("feedback_template", self.feedback_template, ("{prompt}", "{feedback}")),
+        ):
+            missing = [part for part in fields if part not in template]
+            _require(not missing, f"srpo.teacher.{name} lacks {' and '.join(missing)}")
+
+
+@dataclass
+class SRPOConfig:
+    """Routing, weighting and distillation (paper, sections 3.1 to 3.3)."""
+
+    # Row of the routing table: grpo, sdpo, srpo, advantage_mix, sdpo_incorrect_only, sdpo_correct_only.
+    route: str = "srpo"
+    # A rollout is correct when its reward reaches this.
+    correct_threshold: float = 0.5
+    # lambda of advantage_mix: weight of the policy-gradient part in every row.
+    mix: float = 0.9
+    # w~ = exp(-beta H) with the teacher's entropy H; 0 weighs all tokens alike (plain SDPO).
+    beta: float = 1.0
+    # Over what w~ is divided by its mean: the whole mini_batch of an optimiser step, or each micro_batch on its own.
+    weight_scope: str = "mini_batch"
+    # Divergence: 0.5 Jensen-Shannon, 0 forward KL(T||S), 1 reverse KL(S||T), between them the skewed mixtures.
+    alpha: float = 0.5
+    # Ids of the student that get a bin of their own; the rest of the mass shares one tail bin.
+    top_k: int = 100
+    # Mean of the loss over the tokens of the mini-batch, or over its sequences (each first averaged over its own tokens).
+    average: str = "token"
+    # Prepended to chats that have no system turn, for student and teacher alike. The paper lists one for Tool Use; none is used.
+    system_prompt: str | None = None
+    # Seeds the sibling's choice and, with the prompt's index, the step and the rollout's number, every rollout's sampling.
+    seed: int = 42
+    # Tokens whose vocabulary is held in fp32 at once.
+    chunk_tokens: int = 64
+    # How often the trainer asks whether rollouts have arrived. verl's own is 2 s, longer than a step of a small model.
+    poll_seconds: float = 0.5
+    # A rollout engine that does not answer for this long ends the run with an error instead of waiting for ever.
+    stall_seconds: float = 90.0
+    # Warn when the mean response length falls under this share of what it was in the first steps.
+    collapse_ratio: float = 0.3
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+
+    def __post_init__(self) -> None:
+        _one_of("srpo.route", self.route, ROUTE_RULES)
+        _one_of("srpo.weight_scope", self.weight_scope, ("mini_batch", "micro_batch"))
+        _one_of("srpo.average", self.average, ("token", "sequence"))
+        _require(0.0 <= self.mix <= 1.0, f"srpo.mix={self.mix} must lie in [0, 1]")
+        _require(self.beta >= 0.0, f"srpo.beta={self.beta} must not be negative: it would favour unsure teachers")
+        _require(0.0 <= self.alpha <= 1.0, f"srpo.alpha={self.alpha} must lie in [0, 1]")
+        for name in ("top_k", "chunk_tokens", "poll_seconds", "stall_seconds"):
+            _require(getattr(self, name) > 0, f"srpo.{name}={getattr(self, name)} must be positive")
+        _require(0.0 <= self.collapse_ratio < 1.0, f"srpo.collapse_ratio={self.collapse_ratio} must lie in [0, 1)")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any row can take the distillation part; GRPO builds no second model."""
+        return self.route != "grpo"
+
+
+ConfigStore.instance().store(group="srpo", name="schema", node=SRPOConfig)
+
+
+def read(config: DictConfig) -> SRPOConfig:
+    """Typed settings from the composed config. Raises ValueError with the mend for a value out of range."""
+    settings = OmegaConf.to_object(config.srpo)
+    assert isinstance(settings, SRPOConfig), "compose the config with the schema srpo/schema in its defaults list"
+    return settings
+
+
+def from_plain(section: Any) -> SRPOConfig:
+    """The same from a copy that lost its type on the way to a worker."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SRPOConfig), section))
+
+
+def check(config: DictConfig) -> SRPOConfig:
+    """Refuse combinations that verl would run, but not as the method says. Returns the typed settings."""
+    settings = read(config)
+    actor, rollout, algorithm = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.algorithm
+    model = config.actor_rollout_ref.model
+    correction = algorithm.rollout_correction
+    for name, value, wanted, why in (
+        ("trainer.v1.trainer_mode", config.trainer.v1.trainer_mode, "srpo", "it is the trainer that routes"),
+        ("algorithm.adv_estimator", algorithm.adv_estimator, "srpo", "its mean runs over the full group"),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode", actor.policy_loss.loss_mode, "srpo", "it is the routed loss"),
+        ("actor_rollout_ref.actor.loss_agg_mode", actor.loss_agg_mode, "token-mean", "choose srpo.average instead"),
+        ("actor_rollout_ref.actor.use_kl_loss", actor.use_kl_loss, False, "the method has no KL term"),
+        ("algorithm.use_kl_in_reward", algorithm.use_kl_in_reward, False, "the method has no KL term"),
+        ("algorithm.rollout_correction.bypass_mode", correction.bypass_mode, False, "old log-probs are the actor's"),
+        ("actor_rollout_ref.model.use_fused_kernels", model.use_fused_kernels, False, "the loss reads the logits"),
+        ("actor_rollout_ref.model.lora_rank", model.lora_rank, 0, "the EMA teacher averages full weights"),
+        (
+            "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size",
+            actor.fsdp_config.ulysses_sequence_parallel_size,
+            1,
+            "the distillation loss does not split sequences over ranks",
+        ),
+    ):
+        _require(value == wanted, f"{name}={value} is not supported: set it to {wanted} ({why})")
+    _require(
+        actor.strategy in ("fsdp", "fsdp2"), f"actor_rollout_ref.actor.strategy={actor.strategy}: use fsdp2 (or fsdp)"
+    )
+    if correction.rollout_is is not None:
+        _require(
+            correction.rollout_is == "token", "algorithm.rollout_correction.rollout_is must be token (or null for none)"
+        )
+        _require(
+            rollout.calculate_log_probs,
+            "the rollout correction needs actor_rollout_ref.rollout.calculate_log_probs=True",
+        )
+    _require(
+        rollout.n > 1, f"actor_rollout_ref.rollout.n={rollout.n}: a group needs at least 2 rollouts to have siblings"
+    )
+    _require(
+        config.data.train_batch_size % actor.ppo_mini_batch_size == 0,
+        f"data.train_batch_size={config.data.train_batch_size} must be a multiple of "
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}",
+    )
+    if settings.needs_teacher:
+        dtype = config.actor_rollout_ref.ref.fsdp_config.model_dtype
+        _require(
+            dtype in (None, "fp32", "float32"),
+            f"actor_rollout_ref.ref.fsdp_config.model_dtype={dtype}: keep the EMA teacher in fp32, "
+            "smaller types round its steps away",
+        )
+    return settings
+
+
+def describe(config: DictConfig, settings: SRPOConfig) -> list[tuple[str, str]]:
+    """Rows of the table that the entry point prints: what this run will really do."""
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    mini, batch = actor.ppo_mini_batch_size, config.data.train_batch_size
+    teacher = "none"
+    if settings.needs_teacher:
+        rate = settings.teacher.ema_rate
+        kind = "frozen" if rate == 0 else "current policy" if rate == 1 else f"EMA, rate {rate}"
+        teacher = f"{kind}; demonstration {settings.teacher.demonstration}; feedback {settings.teacher.feedback}"
+    distance = {0.0: "KL(teacher||student)", 1.0: "KL(student||teacher)", 0.5: "Jensen-Shannon"}
+    return [
+        ("route rule", settings.route + (f" (lambda {settings.mix})" if settings.route == "advantage_mix" else "")),
+        ("token weight", f"exp(-{settings.beta} H) / mean over the {settings.weight_scope}" if settings.beta else "uniform"),
+        ("divergence", f"{distance.get(settings.alpha, f'alpha {settings.alpha}')}, top-{settings.top_k} + tail"),
+        ("self-teacher", teacher),
+        ("advantage", "r - group mean" + (", over std" if config.algorithm.norm_adv_by_std_in_grpo else "")),
+        ("clip", f"-{actor.clip_ratio_low} / +{actor.clip_ratio_high}"),
+        ("learning rate", f"{actor.optim.lr:g}, warm-up {actor.optim.lr_warmup_steps} steps"),
+        ("batch", f"{batch} prompts x {rollout.n} rollouts, {batch // mini} optimiser step(s) of {mini} prompts"),
+        ("lengths", f"prompt {config.data.max_prompt_length}, response {config.data.max_response_length} tokens"),
+        ("model", str(config.actor_rollout_ref.model.path)),
+        ("machine", f"{config.trainer.nnodes} node(s) x {config.trainer.n_gpus_per_node} rank(s), {config.trainer.device}"),
+    ]
+
+
+def _divide(dividend: int, divisor: int) -> int:
+    quotient, rest = divmod(int(dividend), int(divisor))
+    _require(rest == 0, f"data.train_batch_size={dividend} must be a multiple of method.optimizer_steps={divisor}")
+    return quotient
+
+
+OmegaConf.register_new_resolver("srpo_divide", _divide, replace=True)
+OmegaConf.register_new_resolver("srpo_package", lambda name: str(Path(__file__).parent / name), replace=True)

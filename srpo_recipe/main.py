@@ -1,0 +1,73 @@
+"""The entry point: `python -m srpo_recipe.main [Hydra overrides]`, or the console script `srpo-train`."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from srpo_recipe import plugin
+from srpo_recipe.config import check, describe
+
+PACKAGE = Path(__file__).parent
+
+
+def print_table(rows: list[tuple[str, str]]) -> None:
+    """Two aligned columns."""
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"  {name:<{width}}  {value}" for name, value in rows), flush=True)
+
+
+def prepare(config: DictConfig) -> None:
+    """Fill in what only this process knows: paths inside the package, the run's folder and clock, embedded data."""
+    OmegaConf.resolve(config)
+    run_dir = Path(config.run.dir).absolute()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open_dict(config):
+        config.run.dir = str(run_dir)
+        config.run.started_at = config.run.started_at or time.time()
+        config.actor_rollout_ref.srpo = config.srpo
+        agent = config.actor_rollout_ref.rollout.agent
+        agent.agent_loop_config_path = agent.agent_loop_config_path or str(PACKAGE / "agent_loops.yaml")
+    os.environ.setdefault("TENSORBOARD_DIR", str(run_dir / "tensorboard"))
+    if config.task.get("generate"):
+        hydra.utils.instantiate(config.task.generate)
+    OmegaConf.save(config, run_dir / "config.yaml")
+
+
+def run(config: DictConfig) -> None:
+    """verl's own runner, in the order of verl.trainer.main_ppo.main, with our trainer registered where it is looked up."""
+    from verl.trainer.main_ppo import run_ppo
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+    from verl.utils.device import auto_set_device
+
+    from srpo_recipe.runner import SRPOTaskRunner
+
+    auto_set_device(config)
+    validate_config(
+        config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
+    )
+    run_ppo(config, task_runner_class=SRPOTaskRunner)
+
+
+@hydra.main(config_path="pkg://srpo_recipe_config", config_name="srpo", version_base=None)
+def main(config: DictConfig) -> None:
+    plugin.assert_discovered()
+    try:
+        settings = check(config)
+    except ValueError as error:
+        sys.exit(f"Configuration error: {error}")
+    print_table(describe(config, settings))
+    prepare(config)
+    run(config)
+    from srpo_recipe.report import summarise
+
+    print(json.dumps(summarise(config)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

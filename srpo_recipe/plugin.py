@@ -1,0 +1,45 @@
+"""verl imports this module in every process that imports verl (entry point group `verl.plugins`).
+
+It makes a machine without an accelerator usable; the method itself is registered by importing `srpo_recipe.trainer` and
+`srpo_recipe.worker` where they are used, since that costs seconds. verl swallows whatever a plugin raises
+(verl/__init__.py:79, logged at DEBUG), so failures are reported here.
+"""
+
+import sys
+import traceback
+
+try:
+    from srpo_recipe import cpu
+
+    if cpu.needed():
+        cpu.install()
+except Exception:
+    print("[srpo_recipe] the plugin failed to load; verl goes on without it:", file=sys.stderr)
+    traceback.print_exc()
+    raise
+
+
+def assert_discovered() -> None:
+    """Raise RuntimeError unless verl finds this plugin in every process, as it must."""
+    import os
+    from importlib.metadata import entry_points
+
+    names = [point.name for point in entry_points(group="verl.plugins") if point.value == "srpo_recipe.plugin"]
+    allowed = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
+    if not names or not (allowed == "auto" or names[0] in allowed.split(",")):
+        raise RuntimeError(
+            "verl does not load the plugin of srpo_recipe: install the package (pip install -e .) and leave "
+            "VERL_USE_EXTERNAL_PLUGINS at auto, or name srpo in it"
+        )
+
+
+def register_method() -> None:
+    """Register advantage estimator, policy loss, trainer and engine under verl's names. Raises if verl does not hold them."""
+    from verl.trainer.ppo import core_algos
+    from verl.trainer.ppo.v1 import get_trainer_cls
+
+    from srpo_recipe import trainer, worker
+
+    held = (core_algos.get_adv_estimator_fn("srpo"), core_algos.get_policy_loss_fn("srpo"), get_trainer_cls("srpo"))
+    if held != (trainer.srpo_advantage, worker.srpo_policy_loss, trainer.SRPOTrainer):
+        raise RuntimeError(f"another package registered itself with verl under the name srpo: {held}")

@@ -1,0 +1,322 @@
+"""The step, in the figure's order: rollout -> verify -> route -> (GRPO | self-teacher -> DW-SDPO) -> one loss -> EMA.
+
+A synchronous verl trainer with two stages of its own: `_route` runs as soon as the verified rollouts are balanced over the
+ranks, `_run_self_teacher` between the log-prob pass and the advantages. Everything else is verl's.
+"""
+
+import logging
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from torch import Tensor
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.core_algos import register_adv_est
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
+from verl.utils.debug import marked_timer
+from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
+
+from srpo_recipe import metrics as step_metrics
+from srpo_recipe.config import from_plain
+from srpo_recipe.grpo import group_advantages
+from srpo_recipe.route import Route, choose_demonstrations, has_correct_sibling, route_samples
+from srpo_recipe.self_teacher import TeacherPromptBuilder
+from srpo_recipe.watchdog import Watchdog
+from srpo_recipe.worker import DISTILL, POLICY, TEACHER_ENTROPY, TEACHER_LOG_PROBS, TOP_IDS, SRPOWorker
+
+logger = logging.getLogger(__name__)
+
+TEACHER_PARTITION = "srpo_teacher"
+
+
+@register_adv_est("srpo")
+def srpo_advantage(token_level_rewards: Tensor, response_mask: Tensor, index: np.ndarray, config=None, **_):
+    """grpo.group_advantages under verl's own name: reward of a rollout minus its group's mean, on each of its tokens.
+
+    token_level_rewards, response_mask: [B, T]; index: the prompt's uid of each rollout; config: algorithm section, whose
+    norm_adv_by_std_in_grpo asks for the division by the standard deviation. Returns (advantages, returns), both [B, T].
+    """
+    _, group = np.unique(np.asarray(index).astype(str), return_inverse=True)
+    by_std = bool(config.get("norm_adv_by_std_in_grpo", False)) if config is not None else False
+    advantage_B = group_advantages(token_level_rewards.sum(-1), torch.from_numpy(group), normalize_by_std=by_std)
+    advantage_BT = advantage_B.unsqueeze(-1) * response_mask
+    return advantage_BT, advantage_BT
+
+
+@dataclass
+class RoutedBatch:
+    """What `_route` decided for the rows of a batch, in the batch's order."""
+
+    reward_B: Tensor
+    correct_B: Tensor
+    teacher_B: Tensor
+    group_B: Tensor
+    real_B: Tensor  # False for verl's padding rows
+    length_B: Tensor
+    route: Route
+    teacher_prompts: dict[int, list[int]]  # row -> token ids of the teacher's prompt, for the rows on the distillation route
+    demonstration_lengths: list[int]  # tokens
+    shortened: int
+    rerouted: int
+
+
+def row_seed(seed: int, step: int, index: int, session: int) -> int:
+    """Seed of one rollout's sibling choice: from what it is, not from where it lies in the batch."""
+    return zlib.crc32(f"{seed}/{step}/{index}/{session}".encode())
+
+
+@register_trainer("srpo")
+class SRPOTrainer(PPOTrainerSync):
+    """verl's synchronous trainer with sample routing and an EMA self-teacher."""
+
+    def __init__(self, config):
+        self.srpo = from_plain(config.srpo)
+        self.routed: RoutedBatch | None = None
+        self.step_log = step_metrics.StepLog(config, self.srpo)
+        super().__init__(config)
+
+    # verl's base class compares this name with "sync" in six places (trainer_base.py:153, 731, 902, 912, 1004, 1499); a
+    # synchronous trainer under another name would get the asynchronous replay buffer.
+    @property
+    def trainer_mode(self) -> str:
+        return "sync"
+
+    @trainer_mode.setter
+    def trainer_mode(self, value: str) -> None:
+        assert value == "srpo", f"trainer.v1.trainer_mode={value} selects another trainer"
+
+    def _init_resource_pool_mgr(self):
+        super()._init_resource_pool_mgr()
+        # verl builds a second model only for a KL term; the self-teacher is that model, without the KL term.
+        pool = self.mapping.pop(Role.ActorRollout)
+        del self.role_worker_mapping[Role.ActorRollout]
+        role = Role.ActorRolloutRef if self.srpo.needs_teacher else Role.ActorRollout
+        self.role_worker_mapping[role] = ray.remote(SRPOWorker)
+        self.mapping[role] = pool
+
+    def _build_replay_buffer(self):
+        buffer = super()._build_replay_buffer()
+        buffer.poll_interval = self.srpo.poll_seconds
+        return buffer
+
+    def _setup(self):
+        super()._setup()
+        chat_options = self.config.data.get("apply_chat_template_kwargs") or {}
+        teacher = self.srpo.teacher
+        self.prompts = TeacherPromptBuilder(
+            self.tokenizer, teacher.template, teacher.feedback_template, teacher.max_prompt_tokens, chat_options
+        )
+        self.watchdog = Watchdog(self.llm_server_manager, self.srpo.stall_seconds)
+
+    def on_init_end(self):
+        with self.watchdog.guard("first weight sync"):
+            super().on_init_end()
+
+    def on_step_begin(self):
+        self.watchdog.start()
+
+    def on_validate_begin(self):
+        self.watchdog.start()
+
+    def on_step_end(self):
+        with self.watchdog.guard("weight sync"):
+            super().on_step_end()
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics, *args, **kwargs):
+        batch = super()._balance_batch(batch, metrics, *args, **kwargs)
+        with marked_timer("route", self.timing_raw, color="yellow"):
+            self._route(batch)
+        return batch
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """The self-teacher's forward pass has to come before the update and after the student's ids: here."""
+        rows = self.routed.teacher_prompts
+        metrics.update(step_metrics.routing(self.routed))
+        with marked_timer("teacher", self.timing_raw, color="olive"):
+            forwarded = self._run_self_teacher(batch) if rows else 0
+        metrics.update({"teacher/rows_routed": len(rows), "teacher/rows_forwarded": forwarded})
+        return super()._compute_advantage(batch, metrics)
+
+    def _compute_metrics(self, batch, metrics, timing_raw, global_steps, epoch):
+        timing_raw["adv"] -= timing_raw["teacher"]
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        self.step_log.write(global_steps, self.total_training_steps, metrics, timing_raw)
+
+    def _route(self, batch: KVBatchMeta) -> None:
+        """Decide what each rollout learns from, and build the teacher prompts of those that learn from the teacher."""
+        data = tq.kv_batch_get(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            select_fields=["rm_scores", "responses", "raw_prompt", "index", "extra_fields"],
+        )
+        real_B = torch.tensor([not tag.get("is_padding", False) for tag in batch.tags])
+        uids, sessions = zip(*(self._split_key(key) for key in batch.keys), strict=True)
+        group_B = torch.from_numpy(np.unique(uids, return_inverse=True)[1])
+        reward_B = torch.stack([row.sum() for row in data["rm_scores"].unbind()]).float()
+        length_B = data["responses"].offsets().diff()
+        correct_B = (reward_B >= self.srpo.correct_threshold) & real_B
+        index = [int(value) for value in data["index"]]
+        seeds = [
+            row_seed(self.srpo.seed, self.global_steps, i, s) for i, s in zip(index, sessions, strict=True)
+        ]  # fmt: skip
+        sibling_B = choose_demonstrations(
+            self.srpo.teacher.demonstration, correct_B, group_B, length_B, torch.tensor(sessions), torch.tensor(seeds)
+        )
+        feedback = self._feedback(data["extra_fields"])
+        teacher_B = has_correct_sibling(correct_B, group_B) & (self.srpo.teacher.feedback != "replace")
+        teacher_B = (teacher_B | torch.tensor([text is not None for text in feedback])) & real_B
+        route = route_samples(self.srpo.route, correct_B, teacher_B, self.srpo.mix)
+        self.routed = RoutedBatch(
+            reward_B, correct_B, teacher_B, group_B, real_B, length_B, route, {}, [], shortened=0, rerouted=0
+        )
+        self._build_teacher_prompts(data, sibling_B, feedback)
+        tq.kv_batch_put(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            fields=TensorDict({POLICY: route.policy_B, DISTILL: route.distill_B}, batch_size=len(batch.keys)),
+        )
+
+    @staticmethod
+    def _split_key(key: str) -> tuple[str, int]:
+        """(prompt's uid, number of the rollout) of verl's key {uid}_{session}_{output}."""
+        uid, session, output = key.rsplit("_", 2)
+        if output != "0":
+            raise NotImplementedError(
+                f"rollout {key} has several outputs; routing is defined for agent loops with one output a rollout"
+            )
+        return uid, int(session)
+
+    def _feedback(self, extra_fields) -> list[str | None]:
+        """The verifier's text for each rollout, where that source is switched on and the verifier gave one."""
+        if self.srpo.teacher.feedback == "off":
+            return [None] * len(extra_fields)
+        infos = [(getattr(row, "data", row) or {}).get("reward_extra_info", {}) for row in extra_fields]
+        return [info.get("feedback") or None for info in infos]
+
+    def _build_teacher_prompts(self, data: TensorDict, sibling_B: Tensor, feedback: list[str | None]) -> None:
+        """Fill self.routed.teacher_prompts; a row whose prompt cannot fit goes back to the policy gradient, and is counted."""
+        routed, responses = self.routed, data["responses"].unbind()
+        messages = [list(chat) for chat in data["raw_prompt"]]
+        for row in torch.nonzero(routed.route.distill_B > 0).flatten().tolist():
+            sibling = int(sibling_B[row])
+            shown = None
+            if sibling >= 0 and self.srpo.teacher.feedback != "replace":
+                shown = self.prompts.demonstration(responses[sibling].tolist())
+            prompt = self.prompts.build(self._with_system(messages[row]), shown, feedback[row])
+            if prompt is None or (prompt.shortened and self.srpo.teacher.overflow == "reroute"):
+                routed.route.policy_B[row], routed.route.distill_B[row] = 1.0, 0.0
+                routed.rerouted += 1
+                continue
+            routed.teacher_prompts[row] = prompt.ids
+            routed.shortened += prompt.shortened
+            if shown is not None:
+                routed.demonstration_lengths.append(int(routed.length_B[sibling]))
+
+    def _with_system(self, messages: list[dict]) -> list[dict]:
+        from srpo_recipe.rollout import with_system_prompt
+
+        return with_system_prompt(messages, self.srpo.system_prompt)
+
+    def _run_self_teacher(self, batch: KVBatchMeta) -> int:
+        """Score the routed rows under the teacher's prompts and hand the result to the update. Returns the rows forwarded.
+
+        Only routed rows are sent, in a partition of their own, in equal shares of about equal work for every rank; a
+        remainder is filled up with rows of two tokens.
+        """
+        rows = list(self.routed.teacher_prompts)
+        fields = tq.kv_batch_get(
+            keys=[batch.keys[row] for row in rows],
+            partition_id=batch.partition_id,
+            select_fields=["responses", "response_mask", TOP_IDS],
+        )
+        samples = [
+            {"prompt": self.routed.teacher_prompts[row], "response": response, "ids": ids}
+            for row, response, ids in zip(rows, fields["responses"].unbind(), fields[TOP_IDS].unbind(), strict=True)
+        ]
+        ranks = self._data_parallel_size("ref")
+        filler = self.tokenizer.eos_token_id
+        padding = {"prompt": [filler], "response": torch.tensor([filler]), "ids": samples[0]["ids"].new_zeros(self.srpo.top_k)}
+        padding["ids"] = padding["ids"][: len(samples[0]["ids"]) // len(samples[0]["response"])]
+        samples += [padding] * (-len(samples) % ranks)
+        scores = self._score(batch, samples, ranks)
+        self._attach(batch, rows, scores)
+        return len(samples)
+
+    def _score(self, batch: KVBatchMeta, samples: list[dict], ranks: int) -> list[tuple[Tensor, Tensor]]:
+        """Run `SRPOWorker.compute_teacher`; returns (log-probs [R * K], entropy [R]) of each sample."""
+        lengths = torch.tensor([len(sample["prompt"]) + len(sample["response"]) for sample in samples])
+        shares = get_seqlen_balanced_partitions(calculate_workload(lengths), k_partitions=ranks, equal_size=True)
+        order = [sample for share in shares for sample in share]
+        keys = [f"teacher_{self.global_steps}_{sample}" for sample in order]
+        rows = [samples[sample] for sample in order]
+        prompts = [torch.tensor(row["prompt"]) for row in rows]
+        full = [torch.cat([prompt, row["response"]]) for prompt, row in zip(prompts, rows, strict=True)]
+
+        def jagged(tensors: list[Tensor]) -> Tensor:
+            return torch.nested.as_nested_tensor(tensors, layout=torch.jagged)
+
+        masks = jagged([torch.ones_like(row["response"]) for row in rows])
+        fields = TensorDict(
+            {
+                "input_ids": jagged(full),
+                "position_ids": jagged([torch.arange(len(ids)) for ids in full]),
+                "prompts": jagged(prompts),
+                "responses": jagged([row["response"] for row in rows]),
+                "response_mask": masks,
+                "loss_mask": masks,
+                TOP_IDS: jagged([row["ids"] for row in rows]),
+                DISTILL: torch.ones(len(rows)),
+            },
+            batch_size=len(rows),
+        )
+        meta = tq.kv_batch_put(
+            keys=keys,
+            partition_id=TEACHER_PARTITION,
+            fields=fields,
+            tags=[{"seq_len": len(ids), "global_steps": self.global_steps} for ids in full],
+        )
+        budget = self.config.actor_rollout_ref.ref.log_prob_max_token_len_per_gpu
+        meta.extra_info = {
+            "temperature": batch.extra_info["temperature"],
+            "calculate_entropy": False,
+            "use_dynamic_bsz": True,
+            "max_token_len_per_gpu": max(budget, int(lengths.max())),
+        }
+        try:
+            self.actor_rollout_wg.compute_teacher(meta)
+            output = tq.kv_batch_get(
+                keys=keys, partition_id=TEACHER_PARTITION, select_fields=[TEACHER_LOG_PROBS, TEACHER_ENTROPY]
+            )
+        finally:
+            tq.kv_clear(keys=keys, partition_id=TEACHER_PARTITION)
+        scores = dict(
+            zip(order, zip(output[TEACHER_LOG_PROBS].unbind(), output[TEACHER_ENTROPY].unbind(), strict=True), strict=True)
+        )
+        return [scores[sample] for sample in range(len(samples))]
+
+    def _attach(self, batch: KVBatchMeta, rows: list[int], scores: list[tuple[Tensor, Tensor]]) -> None:
+        """Write the teacher's fields on every row of the batch (verl drops a field that only some rows carry)."""
+        by_row = dict(zip(rows, scores, strict=False))  # scores beyond the rows belong to padding
+        dummy = tuple(part.new_zeros(1) for part in scores[0])
+        columns = zip(*(by_row.get(row, dummy) for row in range(len(batch.keys))), strict=True)
+        names = (TEACHER_LOG_PROBS, TEACHER_ENTROPY)
+        fields = {
+            name: torch.nested.as_nested_tensor(list(column), layout=torch.jagged)
+            for name, column in zip(names, columns, strict=True)
+        }
+        tq.kv_batch_put(
+            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch.keys))
+        )
+
+    def _data_parallel_size(self, mesh: str) -> int:
+        group = self.actor_rollout_wg
+        if mesh not in group._dispatch_info:
+            group._dispatch_info[mesh] = group._query_dispatch_info(mesh)
+        return max(group._dispatch_info[mesh]) + 1

@@ -1,0 +1,369 @@
+"""The rim inside verl's actor: the engine, the loss function and the worker that hold the method together.
+
+verl 0.9.1 calls, in this order: `compute_log_prob` (the student's top ids of the rows on the distillation route are read off
+on the way), `compute_teacher` (ours: those rows under the teacher's prompt), `update_actor` (one or more optimiser steps, each
+followed by the EMA). Per-token fields travel as jagged tensors with one entry per response token (times K, flattened); rows off
+the route carry one dummy token, since a field must exist on every row.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDict
+from torch import Tensor
+from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
+from verl.trainer.config import CheckpointConfig
+from verl.trainer.ppo.core_algos import register_policy_loss
+from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_id
+from verl.utils.metric import AggregationType, Metric
+from verl.workers.config import ActorConfig
+from verl.workers.engine.base import EngineRegistry
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+from verl.workers.utils.losses import ppo_loss
+
+from srpo_recipe import checkpoint, dw_sdpo
+from srpo_recipe.config import SRPOConfig, from_plain
+from srpo_recipe.ema import ema_distance, ema_update
+from srpo_recipe.grpo import clipped_policy_loss
+from srpo_recipe.loss import Totals, count_totals, routed_part
+
+MODEL_TYPE = "srpo_language_model"  # key of RoutedEngine in verl's engine registry; it builds an ordinary language model
+
+# Fields that the trainer writes and the passes below read or add (TransferQueue, verl's data plane).
+POLICY, DISTILL = "route_policy", "route_distill"  # [B] route weights
+TOP_IDS = "student_top_ids"  # jagged [R * K] int32
+TEACHER_LOG_PROBS, TEACHER_ENTROPY = "teacher_log_probs", "teacher_entropy"  # jagged [R * K], [R] float32
+
+
+@register_policy_loss("srpo")
+def srpo_policy_loss(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: ActorConfig | None = None,
+    rollout_is_weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """The policy-gradient part under verl's own name: grpo.clipped_policy_loss, summed by loss.routed_part.
+
+    All tensors [B, T]. The denominator is config.global_batch_info["batch_num_tokens"], which `routed_ppo_loss` sets to the
+    tokens on either route of the whole mini-batch; verl averages gradients over ranks, hence the factor dp_size.
+    """
+    loss_BT, clipped_BT, dual_BT = clipped_policy_loss(
+        log_prob, old_log_prob, advantages, config.clip_ratio_low, config.clip_ratio_high, config.get("clip_ratio_c", 3.0)
+    )
+    mask_BT = response_mask.bool()
+    info = config.global_batch_info
+    tokens = info.get("batch_num_tokens")
+    importance_BT = torch.ones_like(loss_BT) if rollout_is_weights is None else rollout_is_weights
+    loss = routed_part(loss_BT, importance_BT, mask_BT, float(mask_BT.sum()) if tokens is None else tokens)
+    valid = mask_BT.sum().clamp(min=1)
+    metrics = {
+        "policy/clip_fraction": ((clipped_BT & mask_BT).sum() / valid).item(),
+        "policy/dual_clip_fraction": ((dual_BT & mask_BT).sum() / valid).item(),
+        "policy/approx_kl": (torch.where(mask_BT, old_log_prob - log_prob, 0.0).sum() / valid).detach().item(),
+    }
+    return loss * info.get("dp_size", 1), metrics
+
+
+def _scatter_routed(values_N: Tensor, routed_B: Tensor, length_B: Tensor, width: int) -> Tensor:
+    """Lay the tokens of the routed rows, in order, into [B, width]; 0 elsewhere."""
+    position_T = torch.arange(width, device=values_N.device)
+    place_BT = routed_B.unsqueeze(-1) & (position_T < length_B.unsqueeze(-1))
+    return torch.zeros(place_BT.shape, dtype=values_N.dtype, device=values_N.device).masked_scatter(place_BT, values_N)
+
+
+def _gather_routed(field: Tensor, routed_B: Tensor) -> Tensor:
+    """Values of the routed rows of a jagged field, in order: the inverse of the dummy-token convention."""
+    return torch.cat([row for row, routed in zip(field.unbind(), routed_B.tolist(), strict=True) if routed])
+
+
+def _routing(data: TensorDict) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(mask [B, T], response lengths [B], policy weights [B], distillation weights [B], teacher entropy [B, T])."""
+    mask_BT = data["response_mask"].to_padded_tensor(0).bool()
+    length_B = data["responses"].offsets().diff()
+    policy_B, distill_B = (data[key].reshape(-1).float() for key in (POLICY, DISTILL))
+    entropy_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
+    if (distill_B > 0).any():
+        values_N = _gather_routed(data[TEACHER_ENTROPY], distill_B > 0)
+        entropy_BT = _scatter_routed(values_N, distill_B > 0, length_B, mask_BT.shape[-1])
+    return mask_BT, length_B, policy_B, distill_B, entropy_BT
+
+
+def count_batch(data: TensorDict, srpo: SRPOConfig) -> Tensor:
+    """`count_totals` of a batch of verl's fields, with the number of rows on either route appended: float64 [4]."""
+    mask_BT, _, policy_B, distill_B, entropy_BT = _routing(data)
+    totals = count_totals(mask_BT, policy_B, distill_B, dw_sdpo.confidence(entropy_BT, srpo.beta))
+    rows = (mask_BT.any(-1) & ((policy_B > 0) | (distill_B > 0))).sum().double()
+    return torch.cat([totals, rows.reshape(1)])
+
+
+def routed_ppo_loss(
+    config: ActorConfig, srpo: SRPOConfig, model_output: dict, data: TensorDict, dp_group=None
+) -> tuple[Tensor, dict]:
+    """The loss of one micro-batch (paper, section 3.3): verl's `ppo_loss` on the policy route plus the distillation part.
+
+    The policy part keeps verl's optional terms; the route weight enters through the advantage, in which the clipped surrogate
+    is homogeneous. data["srpo_totals"] are the sums over the whole mini-batch that RoutedEngine counted.
+    """
+    mask_BT, length_B, policy_B, distill_B, entropy_BT = _routing(data)
+    confidence_BT = dw_sdpo.confidence(entropy_BT, srpo.beta)
+    counts = data["srpo_totals"]
+    totals = Totals.from_tensor(counts[:3])
+    if srpo.weight_scope == "micro_batch":
+        local = Totals.from_tensor(count_totals(mask_BT, policy_B, distill_B, confidence_BT))
+        totals = replace(totals, distill_tokens=local.distill_tokens, confidence=local.confidence)
+    weight_B = torch.ones_like(policy_B)
+    denominator = max(totals.tokens, 1.0)
+    if srpo.average == "sequence":
+        weight_B = 1.0 / mask_BT.sum(-1).clamp(min=1)
+        denominator = max(float(counts[3]), 1.0)
+
+    policy_data = data.copy()
+    per_token = torch.repeat_interleave(policy_B * weight_B, length_B)
+    on_policy = torch.repeat_interleave(policy_B > 0, length_B)
+    for key, factor in (("advantages", per_token), ("response_mask", on_policy.to(data["response_mask"].dtype))):
+        rows = (data[key].values() * factor).split(length_B.tolist())
+        policy_data[key] = torch.nested.as_nested_tensor(list(rows), layout=torch.jagged)
+    tu.assign_non_tensor(policy_data, batch_num_tokens=denominator)
+    policy_loss, metrics = ppo_loss(config, model_output, policy_data, dp_group)
+
+    importance_BT = torch.ones_like(confidence_BT)
+    if "rollout_is_weights" in data:
+        importance_BT = data["rollout_is_weights"].to_padded_tensor(0.0)
+    divergence_BT = _scatter_routed(model_output["divergence"], distill_B > 0, length_B, mask_BT.shape[-1])
+    weight_BT = confidence_BT / totals.mean_confidence
+    distill_BT = (distill_B * weight_B).unsqueeze(-1) * importance_BT * weight_BT
+    dp_size = data["dp_size"]
+    distill_loss = routed_part(divergence_BT, distill_BT, mask_BT, denominator) * dp_size
+    metrics.update(
+        _loss_metrics(
+            mask_BT, policy_B, distill_B, entropy_BT, weight_BT, divergence_BT.detach(), importance_BT,
+            Totals.from_tensor(counts[:3]), dp_size, distill_loss,
+        )
+    )  # fmt: skip
+    return policy_loss + distill_loss, metrics
+
+
+def _loss_metrics(
+    mask_BT, policy_B, distill_B, entropy_BT, weight_BT, divergence_BT, importance_BT, totals, dp_size, distill_loss
+) -> dict[str, Metric]:
+    """Means over the whole mini-batch, as shares that add up over micro-batches and ranks."""
+    distill_BT = mask_BT & (distill_B > 0).unsqueeze(-1)
+    policy_BT = mask_BT & (policy_B > 0).unsqueeze(-1)
+    distill_tokens, tokens = max(totals.distill_tokens, 1.0), max(totals.tokens, 1.0)
+
+    def mean(values_BT: Tensor, where_BT: Tensor, count: float) -> Metric:
+        total = torch.where(where_BT, values_BT, 0.0).sum() / count * dp_size
+        return Metric(AggregationType.SUM, total)
+
+    on_route_BT = policy_BT | distill_BT
+    ones = torch.ones_like(weight_BT)
+    second_moment = mean(weight_BT.square(), distill_BT, distill_tokens)
+    return {
+        "distill/loss": Metric(AggregationType.SUM, distill_loss.detach()),
+        "distill/divergence": mean(divergence_BT, distill_BT, distill_tokens),
+        "distill/teacher_entropy": mean(entropy_BT, distill_BT, distill_tokens),
+        "distill/weight_mean": mean(weight_BT, distill_BT, distill_tokens),
+        "distill/weight_square": second_moment,
+        "distill/weight_largest": Metric(AggregationType.MAX, torch.where(distill_BT, weight_BT, 0.0).amax()),
+        "distill/token_share": mean(ones, distill_BT, tokens),
+        "policy/token_share": mean(ones, policy_BT, tokens),
+        "policy/importance": mean(importance_BT, on_route_BT, tokens),
+    }
+
+
+@EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"])
+class RoutedEngine(FSDPEngineWithLMHead):
+    """verl's FSDP language-model engine, with the student's ids, the teacher's statistics, the divergence and the EMA.
+
+    As the forward-only teacher it differs from verl's reference model in two ways: it stays on the device beside the actor
+    (verl parks a forward-only FSDP2 model in pinned host memory, transformer_impl.py:459), and its weights are averaged.
+    """
+
+    def __init__(self, model_config, engine_config, optimizer_config, checkpoint_config):
+        model_config.model_type = "language_model"
+        self.is_teacher = engine_config.forward_only
+        if self.is_teacher:
+            engine_config = replace(engine_config, forward_only=False)
+            checkpoint_config = CheckpointConfig(save_contents=["model"], load_contents=["model"])
+        super().__init__(model_config, engine_config, optimizer_config, checkpoint_config)
+        self.srpo: SRPOConfig | None = None
+        self.teacher: RoutedEngine | None = None
+
+    def _build_optimizer(self, module):
+        return None if self.is_teacher else super()._build_optimizer(module)
+
+    def _build_lr_scheduler(self, optimizer):
+        return None if self.is_teacher else super()._build_lr_scheduler(optimizer)
+
+    def optimizer_step(self):
+        """One optimiser step, then the teacher follows (paper: after every step)."""
+        grad_norm = super().optimizer_step()
+        if self.teacher is not None:
+            ema_update(self.teacher.module.parameters(), self.module.parameters(), self.srpo.teacher.ema_rate)
+        return grad_norm
+
+    def relative_teacher_distance(self) -> float:
+        """|teacher - student| / |student| over all weights of all ranks."""
+        sums = torch.stack(ema_distance(self.teacher.module.parameters(), self.module.parameters())).to(get_device_id())
+        torch.distributed.all_reduce(sums)
+        return float((sums[0] / sums[1]).sqrt())
+
+    def forward_backward_batch(self, data: TensorDict, loss_function, forward_only=False):
+        """Count the mini-batch's totals over all ranks before verl cuts it into micro-batches."""
+        if not forward_only:
+            totals = count_batch(data, self.srpo).to(get_device_id())
+            torch.distributed.all_reduce(totals, group=self.get_data_parallel_group())
+            tu.assign_non_tensor_data(data, "srpo_totals", tuple(totals.tolist()))
+        return super().forward_backward_batch(data, loss_function, forward_only)
+
+    def prepare_model_outputs(self, output, output_args, micro_batch: TensorDict, logits_processor_func):
+        """verl's outputs, plus what the pass named by `srpo_pass` wants of the routed tokens' logits."""
+        model_output = super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        stage = tu.get_non_tensor_data(data=micro_batch, key="srpo_pass", default=None)
+        if stage is None:
+            return model_output
+        routed_B = micro_batch[DISTILL].reshape(-1) > 0
+        logits_TV = output.logits.flatten(0, -2)
+        rows_N = self._routed_rows(micro_batch, routed_B, output.logits)
+        options = {
+            "rows": rows_N,
+            "temperature": float(micro_batch["temperature"]),
+            "chunk_tokens": self.srpo.chunk_tokens,
+        }
+        if stage == "student_ids":
+            ids_NK = dw_sdpo.student_top_ids(logits_TV, self.srpo.top_k, **options)
+            model_output[TOP_IDS] = self._jagged(ids_NK.int(), routed_B, micro_batch)
+        elif stage == "teacher":
+            logp_NK, entropy_N = dw_sdpo.teacher_statistics(
+                logits_TV, self._routed_field(micro_batch, TOP_IDS, routed_B).long(), **options
+            )
+            model_output[TEACHER_LOG_PROBS] = self._jagged(logp_NK, routed_B, micro_batch)
+            model_output[TEACHER_ENTROPY] = self._jagged(entropy_N.unsqueeze(-1), routed_B, micro_batch)
+        elif stage == "update":
+            # Made after verl's own log-probs: autograd runs later nodes first, so this backward reads the logits before
+            # a fused cross-entropy may overwrite them with its gradient (verl passes inplace_backward).
+            if routed_B.any():
+                model_output["divergence"] = dw_sdpo.divergence(
+                    logits_TV,
+                    self._routed_field(micro_batch, TOP_IDS, routed_B).long(),
+                    self._routed_field(micro_batch, TEACHER_LOG_PROBS, routed_B),
+                    alpha=self.srpo.alpha,
+                    **options,
+                )
+            else:
+                model_output["divergence"] = torch.zeros(0, device=logits_TV.device)
+        return model_output
+
+    @staticmethod
+    def _routed_rows(micro_batch: TensorDict, routed_B: Tensor, logits: Tensor) -> Tensor:
+        """Rows of the flattened logits that predict the response tokens of the routed rows: P - 1 ... P + R - 2 each.
+
+        verl packs the sequences ([1, total, V]) or pads them on the right ([B, longest, V]).
+        """
+        prompt_B = micro_batch["prompts"].offsets().diff()
+        response_B = micro_batch["responses"].offsets().diff()
+        packed = tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True)
+        if packed:
+            start_B = micro_batch["input_ids"].offsets()[:-1]
+        else:
+            start_B = torch.arange(len(routed_B), device=prompt_B.device) * logits.shape[1]
+        first_B = start_B + prompt_B - 1
+        rows = [
+            torch.arange(first, first + length, device=logits.device)
+            for first, length, routed in zip(first_B.tolist(), response_B.tolist(), routed_B.tolist(), strict=True)
+            if routed
+        ]
+        return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.long, device=logits.device)
+
+    def _routed_field(self, micro_batch: TensorDict, key: str, routed_B: Tensor) -> Tensor:
+        """[N, K] of a flattened jagged field."""
+        values = _gather_routed(micro_batch[key], routed_B) if routed_B.any() else micro_batch[key].values()[:0]
+        responses = int((micro_batch["responses"].offsets().diff() * routed_B).sum())
+        return values.reshape(responses, -1)
+
+    @staticmethod
+    def _jagged(values_NK: Tensor, routed_B: Tensor, micro_batch: TensorDict) -> Tensor:
+        """Flatten [N, K] into one jagged row of R * K per routed row and one dummy token per other row."""
+        length_B = micro_batch["responses"].offsets().diff()
+        parts = iter(values_NK.split((length_B[routed_B]).tolist()))
+        dummy = values_NK.new_zeros(values_NK.shape[-1])
+        rows = [next(parts).reshape(-1) if routed else dummy for routed in routed_B.tolist()]
+        return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+
+class RoutedTrainingWorker(TrainingWorker):
+    """verl's training worker on RoutedEngine."""
+
+    def __init__(self, config):
+        super().__init__(replace(config, model_type=MODEL_TYPE))
+
+
+class SRPOWorker(ActorRolloutRefWorker):
+    """verl's actor, rollout and reference worker, its reference model turned into the EMA self-teacher."""
+
+    actor_worker_cls = RoutedTrainingWorker
+    ref_worker_cls = RoutedTrainingWorker
+
+    def __init__(self, config: DictConfig, role: str, **kwargs):
+        self.srpo = from_plain(config.srpo)
+        super().__init__(config, role, **kwargs)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self):
+        super().init_model()
+        self.actor.engine.srpo = self.srpo
+        if self.ref is not None:
+            self.ref.engine.srpo = self.srpo
+            self.actor.engine.teacher = self.ref.engine
+        actor_config = self.loss_fn.keywords["config"]
+        self.loss_fn = partial(routed_ppo_loss, actor_config, self.srpo)
+        self.actor.set_loss_fn(self.loss_fn)
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def compute_log_prob(self, data: TensorDict) -> TensorDict:
+        """Log-probabilities of all rows and, on the way, the student's top ids of the routed rows."""
+        if self.ref is not None:
+            tu.assign_non_tensor(data, srpo_pass="student_ids")
+        return super().compute_log_prob(data)
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="ref"))
+    def compute_teacher(self, data: TensorDict) -> TensorDict:
+        """Score the routed rows' responses under the teacher's prompt: log-probs at the student's ids, and entropy."""
+        tu.assign_non_tensor(data, srpo_pass="teacher", distillation_only=True, compute_loss=False)
+        output = self.ref.infer_batch(data=data)
+        return output.cpu() if output is not None else None
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def update_actor(self, data: TensorDict) -> TensorDict:
+        """The optimiser steps of one batch; the teacher's distance is measured once after them."""
+        tu.assign_non_tensor(data, srpo_pass="update")
+        output = super().update_actor(data)
+        if self.ref is not None:
+            distance = self.actor.engine.relative_teacher_distance()
+            if output is not None:
+                tu.get(output, "metrics")["ema_distance"] = [distance]
+        return output
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def save_checkpoint(self, local_path, hdfs_path=None, global_step=0, max_ckpt_to_keep=None):
+        """The actor as verl saves it, and the teacher beside it."""
+        super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
+        if self.ref is not None:
+            self.ref.engine.save_checkpoint(
+                checkpoint.teacher_path(local_path), None, global_step, max_ckpt_to_keep=max_ckpt_to_keep
+            )
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def load_checkpoint(self, local_path, hdfs_path=None, del_local_after_load=False):
+        """Refuses a checkpoint without the teacher: starting one afresh would silently change the method."""
+        if self.ref is not None:
+            checkpoint.require_teacher(local_path, self.world_size, self.rank)
+            self.ref.engine.load_checkpoint(checkpoint.teacher_path(local_path), None, del_local_after_load)
+        super().load_checkpoint(local_path, hdfs_path, del_local_after_load)

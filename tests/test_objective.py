@@ -1,0 +1,685 @@
+"""The torch core against the float64 numpy transcription of the paper, and the properties the objective must have.
+
+Legend: B rollouts, T response tokens, K top-k, V vocabulary, N rows of logits (tokens of several rollouts in a row).
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from reference import objective as paper
+
+from srpo_recipe.dw_sdpo import confidence, divergence, student_top_ids, teacher_statistics
+from srpo_recipe.ema import ema_distance, ema_update
+from srpo_recipe.grpo import clipped_policy_loss, group_advantages
+from srpo_recipe.loss import Totals, count_totals, routed_loss
+from srpo_recipe.route import ROUTE_RULES, has_correct_sibling, route_samples
+
+torch.set_num_threads(1)
+
+RELATIVE = 1e-5
+GROUPS = {  # the correctness of the rollouts of every group
+    "mixed": [[1, 0, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1]],
+    "all wrong": [[0, 0, 0, 0], [0, 0, 0]],
+    "all right": [[1, 1, 1, 1], [1, 1]],
+    "one correct": [[0, 0, 1, 0, 0, 0]],
+    "two correct": [[0, 1, 1, 0, 0]],
+}
+
+
+# ----------------------------------------------------------------------- batches and the torch core
+
+
+def make_batch(seed, groups="mixed", tokens=6, vocab=50, scale=1.5, teacher_scale=1.5, dtype=torch.float32):
+    """A random mini-batch with logits exact in `dtype`; rows are shuffled, lengths differ, one response is empty."""
+    rng = np.random.default_rng(seed)
+    rows = [(g, right) for g, rights in enumerate(GROUPS[groups]) for right in rights]
+    group_B, correct_B = np.array(rows)[rng.permutation(len(rows))].T
+    shape = (len(rows), tokens)
+    lengths_B = rng.integers(1, tokens + 1, len(rows))
+    lengths_B[rng.integers(len(rows))] = 0
+    student_BTV = exact(rng.normal(size=(*shape, vocab)) * scale, dtype)
+    action_BT = rng.integers(vocab, size=shape)
+    log_prob_BT = np.take_along_axis(paper.log_softmax(student_BTV), action_BT[..., None], axis=-1)[..., 0]
+    old_BT = exact(log_prob_BT + rng.normal(size=shape) * 0.3)  # ratios on both sides of both clips
+    old_BT[0] = exact(log_prob_BT[0] - 1.5)  # and beyond the dual clip
+    return paper.Batch(
+        student_logits_BTV=student_BTV,
+        teacher_logits_BTV=exact(rng.normal(size=(*shape, vocab)) * teacher_scale, dtype),
+        action_BT=action_BT,
+        mask_BT=np.arange(tokens) < lengths_B[:, None],
+        old_log_prob_BT=old_BT,
+        rollout_log_prob_BT=exact(old_BT + rng.normal(size=shape) * 0.5),  # some corrections above the cap
+        # not only 0 and 1, so that advantages of both signs reach the policy loss
+        reward_B=exact(np.where(correct_B == 1, rng.uniform(0.5, 1.0, len(rows)), rng.uniform(0.0, 0.4, len(rows)))),
+        group_B=group_B,
+    )
+
+
+def exact(values, dtype=torch.float32):
+    """float64 numpy values that `dtype` represents exactly."""
+    return torch.from_numpy(np.asarray(values)).to(dtype).double().numpy()
+
+
+def single(values):
+    return torch.from_numpy(np.ascontiguousarray(values)).float()
+
+
+class Core:
+    """The torch core put together as the trainer puts it together, on all rows or on micro-batches of them."""
+
+    def __init__(self, batch, settings, dtype=torch.float32, chunk_tokens=64):
+        self.settings, self.chunk_tokens = settings, chunk_tokens
+        self.student_BTV = torch.from_numpy(batch.student_logits_BTV).to(dtype).requires_grad_()
+        self.teacher_BTV = torch.from_numpy(batch.teacher_logits_BTV).to(dtype).requires_grad_()
+        self.action_BT, self.mask_BT = torch.from_numpy(batch.action_BT), torch.from_numpy(batch.mask_BT)
+        self.old_BT = single(batch.old_log_prob_BT)
+        ratio_BT = torch.exp(self.old_BT - single(batch.rollout_log_prob_BT))
+        self.importance_BT = ratio_BT.clamp(max=settings.importance_cap)
+        correct_B, group_B = torch.from_numpy(batch.reward_B >= 0.5), torch.from_numpy(batch.group_B)
+        teacher_B = has_correct_sibling(correct_B, group_B)
+        self.route = route_samples(settings.rule, correct_B, teacher_B, settings.mix)
+        self.advantage_B = group_advantages(single(batch.reward_B), group_B, settings.normalize_by_std)
+        with torch.no_grad():
+            self.ids_BTK = student_top_ids(self.student_BTV.detach().flatten(0, 1), settings.k, chunk_tokens)
+        self.ids_BTK = self.ids_BTK.unflatten(0, self.mask_BT.shape)
+        self.distilled_BT = self.mask_BT & (self.route.distill_B > 0)[:, None]
+        teacher_log_probs_NK, self.entropy_N = teacher_statistics(
+            self.scaled(self.teacher_BTV)[self.distilled_BT], self.ids_BTK[self.distilled_BT], chunk_tokens
+        )
+        self.teacher_log_probs_BTK = torch.full(self.ids_BTK.shape, float("nan"), dtype=teacher_log_probs_NK.dtype)
+        self.teacher_log_probs_BTK[self.distilled_BT] = teacher_log_probs_NK
+        self.confidence_BT = torch.zeros(self.mask_BT.shape)
+        self.confidence_BT[self.distilled_BT] = confidence(self.entropy_N, settings.beta)
+
+    def scaled(self, logits):
+        return logits if self.settings.temperature == 1.0 else logits / self.settings.temperature
+
+    def counts(self, rows=slice(None)):
+        route = self.route
+        mask_BT, confidence_BT = self.mask_BT[rows], self.confidence_BT[rows]
+        return count_totals(mask_BT, route.policy_B[rows], route.distill_B[rows], confidence_BT)
+
+    def loss(self, rows=slice(None), totals=None):
+        student_BTV, distilled_BT = self.scaled(self.student_BTV[rows]), self.distilled_BT[rows]
+        log_prob_BT = student_BTV.float().log_softmax(-1).gather(-1, self.action_BT[rows][..., None])[..., 0]
+        policy_loss_BT, _, _ = clipped_policy_loss(
+            log_prob_BT, self.old_BT[rows], self.advantage_B[rows][:, None], **self.settings.clip()
+        )
+        divergence_BT = torch.zeros(distilled_BT.shape).masked_scatter(
+            distilled_BT,
+            divergence(
+                student_BTV[distilled_BT],
+                self.ids_BTK[rows][distilled_BT],
+                self.teacher_log_probs_BTK[rows][distilled_BT],
+                self.settings.alpha,
+                self.chunk_tokens,
+            ),
+        )
+        return routed_loss(
+            policy_loss_BT,
+            divergence_BT,
+            self.mask_BT[rows],
+            self.route.policy_B[rows],
+            self.route.distill_B[rows],
+            self.confidence_BT[rows],
+            self.importance_BT[rows],
+            totals or Totals.from_tensor(self.counts()),
+        )
+
+    def run(self):
+        """(loss, gradient w.r.t. the student's logits) of the whole mini-batch in one piece."""
+        loss = self.loss()
+        loss.backward()
+        return loss.item(), self.student_BTV.grad.double().numpy()
+
+    def ids(self):
+        return self.ids_BTK.numpy()
+
+
+def assert_agrees(batch, settings, relative=RELATIVE, **options):
+    core = Core(batch, settings, **options)
+    loss, gradient = core.run()
+    expected, expected_gradient = paper.loss(batch, settings), paper.gradient(batch, settings)
+    assert loss == pytest.approx(expected, rel=relative, abs=1e-7 * magnitude(batch, settings))
+    assert distance(gradient, expected_gradient) <= relative
+    assert core.counts()[0].item() == paper.count_tokens(batch, settings)
+
+
+def magnitude(batch, settings):
+    """Sum of the sizes of the loss's summands: the loss itself may be their small difference."""
+    return sum(abs(term) for term in paper.summands(batch, settings))
+
+
+def distance(value, expected):
+    """Relative distance of two arrays as wholes; their absolute distance where both are nearly 0."""
+    return np.linalg.norm(value - expected) / max(np.linalg.norm(expected), 1e-9)
+
+
+# ---------------------------------------------------- the reference itself, before it judges others
+
+
+@pytest.mark.parametrize("rule", ROUTE_RULES)
+@pytest.mark.parametrize("alpha", [0, 0.25, 0.5, 1])
+def test_the_references_gradient_is_the_complex_step_of_its_loss(rule, alpha):
+    batch = make_batch(1, tokens=2, vocab=9)
+    settings = paper.Settings(rule=rule, k=4, alpha=alpha, temperature=0.7)
+    ids_BTK = np.array([[paper.top_ids(v, 4) for v in row] for row in batch.student_logits_BTV])
+    measured = np.zeros_like(batch.student_logits_BTV)
+    for where in np.ndindex(measured.shape):
+        moved = batch.student_logits_BTV.astype(complex)
+        moved[where] += 1e-40j
+        measured[where] = np.imag(paper.loss(batch.with_student(moved), settings, ids_BTK)) / 1e-40
+    np.testing.assert_allclose(paper.gradient(batch, settings), measured, rtol=1e-10, atol=1e-15)
+
+
+def test_the_references_divergence_by_hand():
+    """Two tokens in the top k, two in the tail; S = (1/2, 1/4 | 1/4), T = (1/8, 1/8 | 3/4), M = (5/16, 3/16 | 1/2)."""
+    student_V, teacher_V = np.log([1 / 2, 1 / 4, 1 / 8, 1 / 8]), np.log([1 / 8, 1 / 8, 1 / 2, 1 / 4])
+    kl_st = np.log(4) / 2 + np.log(2) / 4 - np.log(3) / 4
+    kl_ts = -np.log(4) / 8 - np.log(2) / 8 + np.log(3) * 3 / 4
+    kl_sm = np.log(8 / 5) / 2 + np.log(4 / 3) / 4 - np.log(2) / 4
+    kl_tm = np.log(2 / 5) / 8 + np.log(2 / 3) / 8 + np.log(3 / 2) * 3 / 4
+    jensen_shannon = (kl_sm + kl_tm) / 2
+    values = [paper.divergence(student_V, teacher_V, np.array([0, 1]), alpha) for alpha in (1, 0, 0.5)]
+    assert values == pytest.approx([kl_st, kl_ts, jensen_shannon])
+
+
+# ------------------------------------------------------------------- the core against the reference
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("vocab, k", [(50, 5), (50, 50), (300, 20), (3000, 100)])
+@pytest.mark.parametrize("rule", ROUTE_RULES)
+def test_loss_and_gradient_agree_for_every_rule_and_size(rule, vocab, k, seed):
+    assert_agrees(make_batch(seed, vocab=vocab), paper.Settings(rule=rule, k=k))
+
+
+@pytest.mark.parametrize("alpha", [0, 0.25, 0.5, 1])
+@pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
+def test_loss_and_gradient_agree_for_every_alpha_and_beta(alpha, beta):
+    assert_agrees(make_batch(3, vocab=200), paper.Settings(k=20, alpha=alpha, beta=beta))
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("rule", ROUTE_RULES)
+def test_loss_and_gradient_agree_for_every_kind_of_group(rule, groups):
+    assert_agrees(make_batch(4, groups), paper.Settings(rule=rule, k=10))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"temperature": 0.6}, {"normalize_by_std": True}, {"mix": 0.3}, {"clip_low": 0.1, "clip_high": 0.5, "clip_c": 2}],
+    ids=str,
+)
+@pytest.mark.parametrize("rule", ["srpo", "advantage_mix"])
+def test_loss_and_gradient_agree_for_other_settings(rule, change):
+    assert_agrees(make_batch(5), paper.Settings(rule=rule, k=10, **change))
+
+
+def test_an_all_wrong_group_gives_no_gradient_when_rewards_are_binary():
+    batch = make_batch(6, "all wrong")
+    loss, gradient = Core(replace(batch, reward_B=np.zeros(len(batch.reward_B))), paper.Settings(k=10)).run()
+    assert loss == 0.0
+    assert not gradient.any()
+
+
+PEAKED = [(8.0, 1.5), (12.0, 12.0), (40.0, 1.5), (1.5, 40.0), (40.0, 40.0)]  # scales of student's and teacher's logits
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("student_scale, teacher_scale", PEAKED)
+@pytest.mark.parametrize("alpha", [0, 0.25, 0.5, 1])
+def test_divergence_agrees_token_by_token_on_peaked_distributions(alpha, student_scale, teacher_scale, offset):
+    """The usual case of a language model: the top k hold nearly all the mass, the tail 1e-1 to 1e-30 of it.
+
+    A constant added to the logits changes nothing. KL(S || T) needs more room: its slopes are as large as log(S / T), and the
+    teacher's tail, known from fp32 log-probabilities only, is uncertain by an epsilon.
+    """
+    batch = make_batch(7, vocab=200, scale=student_scale, teacher_scale=teacher_scale)
+    student_NV, teacher_NV = (
+        exact(logits_BTV[batch.mask_BT] + offset) for logits_BTV in (batch.student_logits_BTV, batch.teacher_logits_BTV)
+    )
+    logits_NV = single(student_NV).requires_grad_()
+    ids_NK = student_top_ids(logits_NV.detach(), 20)
+    loss_N = divergence(logits_NV, ids_NK, teacher_statistics(single(teacher_NV), ids_NK)[0], alpha)
+    loss_N.sum().backward()
+    found = zip(loss_N.tolist(), logits_NV.grad.double().numpy(), strict=True)
+    tokens = zip(student_NV, teacher_NV, ids_NK.numpy(), strict=True)
+    for (loss, slope_V), token in zip(found, tokens, strict=True):
+        student_bins, teacher_bins = (paper.bins(logits_V, token[2]) for logits_V in token[:2])
+        largest_slope, doubt = 1.0, 0.0
+        if alpha == 1:
+            largest_slope = np.abs(np.log(student_bins / teacher_bins)).max()
+            doubt = student_bins[-1] * paper.TAIL_FLOOR / teacher_bins[-1]
+        expected_V = paper.divergence_slope(*token, alpha)
+        assert loss == pytest.approx(paper.divergence(*token, alpha), rel=RELATIVE, abs=1e-6 + doubt)
+        assert (
+            np.linalg.norm(slope_V - expected_V) <= RELATIVE * np.linalg.norm(expected_V) + 5e-7 * largest_slope + doubt
+        )
+
+
+@pytest.mark.parametrize("alpha", [0, 0.25, 0.5, 1])
+@pytest.mark.parametrize("student_scale, teacher_scale", [*PEAKED, (1000.0, 1000.0)])
+def test_the_divergence_of_peaked_distributions_is_finite_and_its_gradient_too(student_scale, teacher_scale, alpha):
+    batch = make_batch(8, vocab=200, scale=student_scale, teacher_scale=teacher_scale)
+    loss, gradient = Core(batch, paper.Settings(rule="sdpo", k=20, alpha=alpha)).run()
+    assert np.isfinite(loss) and loss > 0
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5, 1])
+def test_bf16_logits_are_computed_in_fp32(alpha):
+    """The loss is that of the bf16 values, exactly; the gradient is rounded to bf16 once, at the end."""
+    batch = make_batch(9, vocab=300, dtype=torch.bfloat16)
+    settings = paper.Settings(rule="sdpo", k=20, alpha=alpha)
+    core = Core(batch, settings, dtype=torch.bfloat16)
+    loss, gradient = core.run()
+    assert core.student_BTV.grad.dtype == torch.bfloat16
+    assert core.entropy_N.dtype == core.teacher_log_probs_BTK.dtype == torch.float32
+    assert loss == pytest.approx(paper.loss(batch, settings, core.ids()), rel=RELATIVE)
+    expected = paper.gradient(batch, settings, core.ids())
+    np.testing.assert_allclose(gradient, expected, rtol=2**-8, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.5, 40.0])
+def test_teacher_statistics_agree_token_by_token(scale):
+    batch = make_batch(10, vocab=500, teacher_scale=scale)
+    logits_NV = batch.teacher_logits_BTV[batch.mask_BT]
+    ids_NK = np.array([paper.top_ids(v, 30) for v in batch.student_logits_BTV[batch.mask_BT]])
+    log_probs_NK, entropy_N = teacher_statistics(single(logits_NV), torch.from_numpy(ids_NK), 7)
+    expected_NK = np.take_along_axis(paper.log_softmax(logits_NV), ids_NK, axis=-1)
+    np.testing.assert_allclose(log_probs_NK.numpy(), expected_NK, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(entropy_N.numpy(), [paper.entropy(v) for v in logits_NV], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_student_top_ids_are_the_most_probable_tokens(dtype):
+    logits_NV = torch.randn(40, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
+    ids_NK = student_top_ids(logits_NV, 25, chunk_tokens=7)
+    assert ids_NK.dtype == torch.int64 and ids_NK.shape == (40, 25)
+    assert all(len(set(row)) == 25 for row in ids_NK.tolist())
+    assert student_top_ids(logits_NV, 1000).shape == (40, 300)
+    found_NK = logits_NV.gather(-1, ids_NK).sort(-1, descending=True).values
+    assert torch.equal(found_NK, logits_NV.sort(-1, descending=True).values[:, :25])
+
+
+def test_routed_loss_is_the_written_sum():
+    """Every factor random and independent of the others, so that none can be dropped or squared unseen."""
+    rng = np.random.default_rng(11)
+    policy_loss, divergence_, confidence_, importance_ = rng.uniform(0.1, 2.0, size=(4, 5, 7))
+    mask, policy_B, distill_B = rng.random((5, 7)) < 0.7, np.array([1, 0, 0.9, 0, 0.9]), np.array([0, 1, 0.1, 0, 0])
+    confidence_, divergence_ = (values * (distill_B > 0)[:, None] * mask for values in (confidence_, divergence_))
+    totals = count_totals(torch.from_numpy(mask), single(policy_B), single(distill_B), single(confidence_))
+    assert totals.dtype == torch.float64
+    assert totals.tolist() == pytest.approx([mask[[0, 1, 2, 4]].sum(), mask[[1, 2]].sum(), confidence_.sum()])
+    loss = routed_loss(
+        single(policy_loss),
+        single(divergence_),
+        torch.from_numpy(mask),
+        single(policy_B),
+        single(distill_B),
+        single(confidence_),
+        single(importance_),
+        Totals.from_tensor(totals),
+    )
+    weight = confidence_ / (confidence_.sum() / mask[[1, 2]].sum())
+    summands = policy_B[:, None] * importance_ * policy_loss + distill_B[:, None] * importance_ * weight * divergence_
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx((summands * mask).sum() / mask[[0, 1, 2, 4]].sum(), rel=1e-6)
+
+
+# -------------------------------------------------------------------------------------- invariances
+
+
+@pytest.mark.parametrize("rule", ROUTE_RULES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_splitting_into_micro_batches_changes_nothing(rule, seed):
+    settings, batch = paper.Settings(rule=rule, k=20), make_batch(seed, vocab=200)
+    whole = Core(batch, settings)
+    loss, gradient = whole.run()
+    rng, rows = np.random.default_rng(seed), len(batch.reward_B)
+    for pieces in (2, 5, rows):
+        cuts = np.sort(rng.choice(np.arange(1, rows), pieces - 1, replace=False))
+        parts = [torch.from_numpy(part) for part in np.split(rng.permutation(rows), cuts)]
+        core = Core(batch, settings)
+        totals = Totals.from_tensor(sum(core.counts(part) for part in parts))
+        split = 0.0
+        for part in parts:
+            piece = core.loss(part, totals)
+            piece.backward()
+            split += piece.item()
+        assert split == pytest.approx(loss, rel=1e-6, abs=2e-7 * magnitude(batch, settings))
+        assert distance(core.student_BTV.grad.numpy(), gradient) <= 1e-5
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 1000])
+def test_the_chunk_size_does_not_matter(chunk_tokens):
+    batch, settings = make_batch(12, vocab=200, tokens=12), paper.Settings(rule="sdpo", k=20)
+    loss, gradient = Core(batch, settings).run()
+    other_loss, other_gradient = Core(batch, settings, chunk_tokens=chunk_tokens).run()
+    assert other_loss == pytest.approx(loss, rel=1e-6)
+    assert distance(other_gradient, gradient) <= 1e-6
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_rows_and_temperature_are_indexing_and_division(temperature):
+    """`rows` reads some tokens of the logits in place, `temperature` divides them: as by hand before the call."""
+    torch.manual_seed(0)
+    logits_TV, teacher_TV, slope_N = torch.randn(30, 80) * 2, torch.randn(30, 80) * 2, torch.rand(11)
+    rows = torch.randperm(30)[:11]
+    results = []
+    for by_hand in (True, False):
+        student_TV = logits_TV.clone().requires_grad_()
+        if by_hand:
+            student, teacher, options = student_TV[rows] / temperature, teacher_TV[rows] / temperature, {}
+        else:
+            student, teacher, options = student_TV, teacher_TV, {"rows": rows, "temperature": temperature}
+        ids_NK = student_top_ids(student.detach(), 9, 4, **options)
+        log_probs_NK, entropy_N = teacher_statistics(teacher, ids_NK, 4, **options)
+        loss_N = divergence(student, ids_NK, log_probs_NK, 0.5, 4, **options)
+        (loss_N * slope_N).sum().backward()
+        results.append((ids_NK, log_probs_NK, entropy_N, loss_N.detach(), student_TV.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-7)
+    assert results[1][4].any(-1).sum() == 11
+
+
+def test_no_tokens_at_all():
+    logits_TV = torch.randn(4, 30, requires_grad=True)
+    rows = torch.empty(0, dtype=torch.long)
+    ids_NK = student_top_ids(logits_TV.detach(), 5, rows=rows)
+    log_probs_NK, entropy_N = teacher_statistics(logits_TV.detach(), ids_NK, rows=rows)
+    loss_N = divergence(logits_TV, ids_NK, log_probs_NK, rows=rows)
+    loss_N.sum().backward()
+    assert (ids_NK.shape, log_probs_NK.shape, entropy_N.shape, loss_N.shape) == ((0, 5), (0, 5), (0,), (0,))
+    assert not logits_TV.grad.any()
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("rule", ["srpo", "sdpo", "advantage_mix"])
+def test_the_mean_weight_over_distilled_tokens_is_one(rule, beta):
+    """Measured through the loss: divergence 1 everywhere, no policy loss, no correction."""
+    core = Core(make_batch(13), paper.Settings(rule=rule, k=10, beta=beta))
+    totals = Totals.from_tensor(core.counts())
+    nothing_BT, ones_BT = torch.zeros(core.mask_BT.shape), torch.ones(core.mask_BT.shape)
+    distill_B = (core.route.distill_B > 0).float()
+    arguments = (core.mask_BT, core.route.policy_B, distill_B, core.confidence_BT, ones_BT, totals)
+    mean = routed_loss(nothing_BT, ones_BT, *arguments).item() * totals.tokens / totals.distill_tokens
+    assert totals.distill_tokens == core.distilled_BT.sum() > 0
+    assert mean == pytest.approx(1.0, abs=1e-6)
+
+
+def test_beta_zero_is_the_unweighted_loss_and_beta_one_is_not():
+    batch = make_batch(14, "two correct", teacher_scale=4.0)
+    values = []
+    for beta in (0.0, 1.0):
+        core = Core(batch, paper.Settings(rule="sdpo", k=10, beta=beta))
+        core.importance_BT = torch.ones_like(core.importance_BT)
+        values.append(core.loss().item())
+    student_NV, teacher_NV = (v[batch.mask_BT] for v in (batch.student_logits_BTV, batch.teacher_logits_BTV))
+    pairs = zip(student_NV, teacher_NV, strict=True)
+    plain = np.mean([paper.divergence(s, t, paper.top_ids(s, 10)) for s, t in pairs])
+    assert values[0] == pytest.approx(plain, rel=RELATIVE)
+    assert abs(values[1] - plain) > 0.01 * plain
+
+
+@pytest.mark.parametrize("alpha", [0, 0.25, 0.5, 1])
+@pytest.mark.parametrize("vocab, k", [(50, 5), (50, 50), (3000, 100)])
+def test_nothing_is_learnt_where_teacher_and_student_are_equal(alpha, vocab, k):
+    batch = make_batch(15, vocab=vocab)
+    batch = replace(batch, teacher_logits_BTV=batch.student_logits_BTV + 3.0)  # the same distribution
+    loss, gradient = Core(batch, paper.Settings(rule="sdpo", k=k, alpha=alpha)).run()
+    assert abs(loss) <= 1e-6
+    assert np.abs(gradient).max() <= 1e-7
+
+
+@pytest.mark.parametrize("alpha", [0, 0.25, 0.5, 1])
+def test_a_step_against_the_gradient_moves_the_student_towards_the_teacher(alpha):
+    batch, settings = make_batch(16, vocab=100), paper.Settings(rule="sdpo", k=20, alpha=alpha)
+    loss, gradient = Core(batch, settings).run()
+    student_NV, teacher_NV, slope_NV = (
+        values[batch.mask_BT & (np.abs(gradient).sum(-1) > 0)]
+        for values in (batch.student_logits_BTV, batch.teacher_logits_BTV, gradient)
+    )
+    step_NV = -slope_NV / np.linalg.norm(slope_NV, axis=-1, keepdims=True)
+    assert len(step_NV) > 10
+    for student_V, teacher_V, step_V in zip(student_NV, teacher_NV, step_NV, strict=True):
+        ids_K = paper.top_ids(student_V, 20)
+        before = paper.divergence(student_V, teacher_V, ids_K, alpha)
+        assert paper.divergence(student_V + 0.05 * step_V, teacher_V, ids_K, alpha) < before
+        student_bins, teacher_bins = paper.bins(student_V, ids_K), paper.bins(teacher_V, ids_K)
+        assert np.dot(paper.bins(student_V + 1e-3 * step_V, ids_K) - student_bins, teacher_bins - student_bins) > 0
+
+
+def test_the_gradient_of_kl_teacher_student_is_student_minus_teacher_on_the_top_k():
+    batch = make_batch(17, vocab=100)
+    student_NV, teacher_NV = (single(v[batch.mask_BT]) for v in (batch.student_logits_BTV, batch.teacher_logits_BTV))
+    student_NV.requires_grad_()
+    ids_NK = student_top_ids(student_NV.detach(), 20)
+    divergence(student_NV, ids_NK, teacher_statistics(teacher_NV, ids_NK)[0], alpha=0).sum().backward()
+    expected_NV = student_NV.detach().softmax(-1) - teacher_NV.softmax(-1)
+    torch.testing.assert_close(student_NV.grad.gather(-1, ids_NK), expected_NV.gather(-1, ids_NK), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("rule", ROUTE_RULES)
+def test_masked_tokens_contribute_nothing(rule):
+    """Other logits, actions and log-probs where the mask is off: the same loss to the bit, and no gradient there."""
+    batch, other, settings = make_batch(18), make_batch(19), paper.Settings(rule=rule, k=10)
+
+    def swapped(name):
+        mine, theirs = getattr(batch, name), getattr(other, name)
+        return np.where(batch.mask_BT.reshape(batch.mask_BT.shape + (1,) * (mine.ndim - 2)), mine, theirs)
+
+    names = ["student_logits_BTV", "teacher_logits_BTV", "action_BT", "old_log_prob_BT", "rollout_log_prob_BT"]
+    changed = replace(batch, **{name: swapped(name) for name in names})
+    assert (changed.student_logits_BTV != batch.student_logits_BTV).any()
+    loss, gradient = Core(batch, settings).run()
+    changed_loss, changed_gradient = Core(changed, settings).run()
+    assert changed_loss == loss
+    np.testing.assert_array_equal(changed_gradient, gradient)
+    assert not gradient[~batch.mask_BT].any()
+
+
+FACTORS = ["policy_loss_BT", "divergence_BT", "confidence_BT", "importance_BT"]
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", FACTORS)
+def test_masked_tokens_may_hold_anything(name, poison):
+    """Padding is never computed with care upstream: what is not finite there must not reach the sum."""
+    mask_BT = torch.tensor([[True, True, False], [True, False, False]])
+    policy_B, distill_B = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    inputs = {key: torch.full((2, 3), 0.5) for key in FACTORS}
+    inputs[name] = torch.where(mask_BT, inputs[name], poison)
+    losses = [inputs[key].requires_grad_() for key in ("policy_loss_BT", "divergence_BT")]
+    totals = Totals.from_tensor(count_totals(mask_BT, policy_B, distill_B, inputs["confidence_BT"]))
+    loss = routed_loss(mask_BT=mask_BT, policy_B=policy_B, distill_B=distill_B, totals=totals, **inputs)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.25)
+    for part_BT in losses:
+        assert not part_BT.grad[~mask_BT].any()
+
+
+def test_no_gradient_reaches_the_teacher():
+    core = Core(make_batch(20), paper.Settings(rule="advantage_mix", k=10))
+    core.run()
+    assert core.teacher_BTV.grad is None
+    student_NV = torch.randn(3, 30, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    teacher_NK = torch.full((3, 5), -3.0).requires_grad_()
+    divergence(student_NV, student_top_ids(student_NV.detach(), 5), teacher_NK).sum().backward()
+    assert teacher_NK.grad is None or not teacher_NK.grad.any()
+    assert student_NV.grad.abs().sum() > 0
+
+
+def test_importance_and_weights_are_constants_of_the_loss():
+    """confidence and importance are data: a graph behind them must not be differentiated into the student."""
+    core = Core(make_batch(21), paper.Settings(k=10))
+    assert not core.confidence_BT.requires_grad and not core.importance_BT.requires_grad
+    assert not core.advantage_B.requires_grad and not core.route.policy_B.requires_grad
+
+
+def test_an_empty_batch_is_a_zero_that_can_be_differentiated():
+    parameter = torch.ones(2, 3, requires_grad=True)
+    mask_BT = torch.zeros(2, 3, dtype=torch.bool)
+    ones_B, ones_BT = torch.ones(2), torch.ones(2, 3)
+    totals = Totals.from_tensor(count_totals(mask_BT, ones_B, ones_B, torch.zeros(2, 3)))
+    assert (totals.tokens, totals.distill_tokens, totals.confidence) == (0, 0, 0)
+    loss = routed_loss(parameter * 2, parameter * 3, mask_BT, ones_B, ones_B, torch.zeros(2, 3), ones_BT, totals)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert parameter.grad is not None and not parameter.grad.any()
+
+
+def test_a_micro_batch_without_any_token_adds_zero_and_still_runs_backward():
+    """A rank may hold nothing but empty responses while the others hold tokens: it must still take part in backward."""
+    parameter = torch.ones(2, 3, requires_grad=True)
+    mask_BT, ones_B, ones_BT = torch.zeros(2, 3, dtype=torch.bool), torch.ones(2), torch.ones(2, 3)
+    totals = Totals.from_tensor(torch.tensor([10.0, 4.0, 2.0], dtype=torch.float64))
+    loss = routed_loss(parameter * 2, parameter * 3, mask_BT, ones_B, ones_B, torch.zeros(2, 3), ones_BT, totals)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not parameter.grad.any()
+
+
+# ------------------------------------------------------------------------------ special cases: GRPO
+
+
+@pytest.fixture(scope="module")
+def verl_algos():
+    from verl.trainer.ppo import core_algos
+
+    return core_algos
+
+
+@pytest.fixture(scope="module")
+def verl_actor_config():
+    from verl.workers.config import ActorConfig
+
+    return ActorConfig(strategy="fsdp2", rollout_n=8, ppo_micro_batch_size_per_gpu=1, clip_ratio_high=0.28)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("groups", GROUPS)
+def test_group_advantages_equal_verls(verl_algos, groups, normalize):
+    batch = make_batch(22, groups)
+    reward_B = single(batch.reward_B)
+    mask_BT = torch.from_numpy(batch.mask_BT).float()
+    token_reward_BT = torch.zeros_like(mask_BT)
+    token_reward_BT[:, 0] = reward_B
+    expected_BT, _ = verl_algos.compute_grpo_outcome_advantage(
+        token_reward_BT, mask_BT, batch.group_B, norm_adv_by_std_in_grpo=normalize
+    )
+    advantage_B = group_advantages(reward_B, torch.from_numpy(batch.group_B), normalize)
+    torch.testing.assert_close(advantage_B[:, None] * mask_BT, expected_BT, rtol=1e-5, atol=1e-6)
+    expected_B = paper.group_advantages(reward_B, batch.group_B, normalize)
+    np.testing.assert_allclose(advantage_B, expected_B, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_group_of_one_is_treated_as_verl_treats_it(verl_algos, normalize):
+    """By the equation its advantage is 0 (it is its own mean); verl gives it no baseline, and so do we."""
+    reward_B, group_B = torch.tensor([1.0, 1.0, 0.0, 0.6]), torch.tensor([3, 1, 1, 8])
+    expected_BT, _ = verl_algos.compute_grpo_outcome_advantage(
+        reward_B[:, None].clone(), torch.ones(4, 1), group_B.numpy(), norm_adv_by_std_in_grpo=normalize
+    )
+    advantage_B = group_advantages(reward_B, group_B, normalize)
+    torch.testing.assert_close(advantage_B, expected_BT[:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(advantage_B[1:3], paper.group_advantages(reward_B, group_B, normalize)[1:3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_equal_rewards_give_no_advantage(normalize):
+    """Binary rewards, where the deviation is exactly 0."""
+    advantage_B = group_advantages(torch.tensor([1.0, 0, 1, 0, 1, 0]), torch.tensor([0, 1, 0, 1, 0, 1]), normalize)
+    assert not advantage_B.any()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_all_grpo_route_equals_verls_policy_loss(verl_algos, verl_actor_config, seed):
+    batch = make_batch(seed, vocab=60)
+    core = Core(batch, paper.Settings(rule="grpo", k=5))
+    loss, gradient = core.run()
+    student_BTV = core.student_BTV.detach().requires_grad_()
+    log_prob_BT = student_BTV.log_softmax(-1).gather(-1, core.action_BT[..., None])[..., 0]
+    advantage_BT, mask_BT = core.advantage_B[:, None].expand_as(log_prob_BT), core.mask_BT.float()
+    expected, metrics = verl_algos.compute_policy_loss_vanilla(
+        core.old_BT, log_prob_BT, advantage_BT, mask_BT, "token-mean", verl_actor_config, core.importance_BT
+    )
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    assert distance(gradient, student_BTV.grad.double().numpy()) <= 1e-6
+    _, clipped_BT, dual_clipped_BT = clipped_policy_loss(log_prob_BT.detach(), core.old_BT, advantage_BT)
+    assert metrics["actor/pg_clipfrac"] == pytest.approx(clipped_BT[core.mask_BT].float().mean().item())
+    assert metrics["actor/pg_clipfrac_lower"] == pytest.approx(dual_clipped_BT[core.mask_BT].float().mean().item())
+    assert 0 < metrics["actor/pg_clipfrac"] < 1
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0, 0.0, 0.3, -2.5])
+def test_the_clipped_policy_loss_in_every_region(advantage):
+    """Below and above every bound, up to a log-ratio of 1000; the slope agrees too."""
+    log_ratio = np.concatenate([np.log([0.5, 0.79, 0.81, 1.0, 1.27, 1.29, 2.9, 3.1]), [-1000, -21, -19, 19, 21, 1000]])
+    log_prob = torch.from_numpy(log_ratio).float().requires_grad_()
+    loss, clipped, dual_clipped = clipped_policy_loss(log_prob, torch.zeros_like(log_prob), torch.tensor(advantage))
+    loss.sum().backward()
+    rounded = log_prob.detach().double().numpy()
+    np.testing.assert_allclose(loss.detach(), paper.clipped_policy_loss(rounded, 0.0, advantage), rtol=1e-5)
+    np.testing.assert_allclose(log_prob.grad, paper.policy_slope(rounded, 0.0, advantage), rtol=1e-5)
+    ratio = np.exp(rounded.clip(-20, 20))
+    assert clipped.dtype == dual_clipped.dtype == torch.bool
+    too_far = (ratio > 1.28) if advantage > 0 else (ratio < 0.8) & (advantage < 0)
+    np.testing.assert_array_equal(clipped, too_far)
+    np.testing.assert_array_equal(dual_clipped, (ratio > 3.0) & (advantage < 0))
+
+
+# ------------------------------------------------------------------------------ special cases: SDPO
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5, 1])
+def test_the_all_sdpo_route_is_the_token_mean_of_the_divergence(alpha):
+    """SDPO with a teacher on every row, no weights, no correction, K = V; the divergences by torch's own functions."""
+    core = Core(make_batch(23, "two correct", vocab=40), paper.Settings(rule="sdpo", k=40, alpha=alpha, beta=0.0))
+    assert core.route.distill_B.tolist() == [1.0] * 5 and not core.route.policy_B.any()
+    core.importance_BT = torch.ones_like(core.importance_BT)
+    student_NV, teacher_NV = (v.detach()[core.mask_BT].log_softmax(-1) for v in (core.student_BTV, core.teacher_BTV))
+    middle_NV = ((student_NV.exp() + teacher_NV.exp()) / 2).log()
+
+    def kl(p_NV, q_NV):
+        return torch.nn.functional.kl_div(q_NV, p_NV, log_target=True, reduction="sum") / len(p_NV)
+
+    expected = {
+        0: lambda: kl(teacher_NV, student_NV),
+        0.5: lambda: (kl(student_NV, middle_NV) + kl(teacher_NV, middle_NV)) / 2,
+        1: lambda: kl(student_NV, teacher_NV),
+    }[alpha]()
+    assert core.loss().item() == pytest.approx(expected.item(), rel=RELATIVE)
+
+
+# --------------------------------------------------------------------------------- the self-teacher
+
+
+def test_the_ema_is_a_weighted_mean_in_place():
+    teacher, student = [torch.ones(3), torch.full((2, 2), 4.0)], [torch.full((3,), 3.0), torch.zeros(2, 2)]
+    places = [p.data_ptr() for p in teacher]
+    student[0].requires_grad_()
+    ema_update(iter(teacher), iter(student), 0.05)
+    torch.testing.assert_close(teacher, [torch.full((3,), 1.1), torch.full((2, 2), 3.8)])
+    torch.testing.assert_close(student, [torch.full((3,), 3.0), torch.zeros(2, 2)], check_dtype=False)
+    assert [p.data_ptr() for p in teacher] == places
+    assert not any(p.requires_grad for p in teacher)
+
+
+def test_the_ema_distance_is_two_sums_of_squares():
+    teacher = [torch.tensor([1.0, 2.0]), torch.tensor([[0.5]])]
+    student = [torch.tensor([2.0, 4.0]), torch.tensor([[0.0]])]
+    difference, size = ema_distance(iter(teacher), iter(student))
+    assert (float(difference), float(size)) == pytest.approx((1 + 4 + 0.25, 4 + 16 + 0))
+
+
+def test_an_ema_of_rate_one_copies_and_of_rate_zero_freezes():
+    teacher, student = [torch.randn(5)], [torch.randn(5)]
+    before = teacher[0].clone()
+    ema_update(teacher, student, 0.0)
+    torch.testing.assert_close(teacher[0], before, rtol=0, atol=0)
+    ema_update(teacher, student, 1.0)
+    torch.testing.assert_close(teacher[0], student[0], rtol=0, atol=0)
