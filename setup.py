@@ -1,6 +1,6 @@
-"""Package layout: `srpo_recipe` is the code, the top-level folder `config/` is installed as the package `srpo_recipe_config`.
+"""Package layout: `srpo_recipe` is the code; the folder `config/` is installed as the package `srpo_recipe_config`.
 
-Hydra finds verl's and our YAML as packages (`pkg://`), so ours must be one, and from a checkout as well as from a wheel.
+Hydra finds verl's YAML and ours as packages (`pkg://`), so ours must be one, from a checkout as well as from a wheel.
 """
 
 from pathlib import Path
@@ -17,5 +17,5 @@ CONFIG_PACKAGES = ["srpo_recipe_config"] + [
 setup(
     packages=find_packages(include=["srpo_recipe", "srpo_recipe.*"]) + CONFIG_PACKAGES,
     package_dir={"srpo_recipe": "srpo_recipe", "srpo_recipe_config": "config"},
-    package_data={name: ["*.yaml"] for name in CONFIG_PACKAGES},
+    package_data={"srpo_recipe": ["*.yaml", "assets/**/*"], **{name: ["*.yaml"] for name in CONFIG_PACKAGES}},
 )

@@ -7,8 +7,8 @@ rest of the mass. The ids are the student's; the teacher's probabilities are gat
     alpha = 0: KL(T || S)              alpha = 1: KL(S || T)
     tail log-mass = log(-expm1(logsumexp(log-probabilities of the K ids)))
 
-Everything that touches the vocabulary is done in fp32 for `chunk_tokens` tokens at a time, whatever the logits' dtype, so no
-second [T, V] tensor exists; the backward pass writes the one gradient that must.
+Everything that touches the vocabulary is done in fp32 for `chunk_tokens` tokens at a time, whatever the logits' dtype, so
+no second [T, V] tensor exists; the backward pass writes the one gradient that must.
 """
 
 import math
@@ -18,10 +18,11 @@ from torch import Tensor
 
 # log(1 - mass) is finite only below mass 1; one fp32 ulp under it keeps the tail at about exp(-16).
 _LARGEST_LOG_MASS = -torch.finfo(torch.float32).eps
+_LEAST_TAIL = math.log(torch.finfo(torch.float32).eps)
 
 
 def _chunks(logits_TV: Tensor, rows_N: Tensor | None, temperature: float, chunk_tokens: int):
-    """Yield (slice of the selected tokens, their fp32 scaled logits). rows_N selects rows of logits_TV; None takes all."""
+    """Yield (slice of the selected tokens, their fp32 scaled logits). rows_N selects rows of the logits; None is all."""
     total = logits_TV.shape[0] if rows_N is None else rows_N.shape[0]
     for start in range(0, total, chunk_tokens):
         part = slice(start, min(start + chunk_tokens, total))
@@ -29,35 +30,45 @@ def _chunks(logits_TV: Tensor, rows_N: Tensor | None, temperature: float, chunk_
         yield part, chunk_CV if temperature == 1.0 else chunk_CV / temperature
 
 
-class _GatheredLogSoftmax(torch.autograd.Function):
-    """log_softmax(logits / temperature)[rows].gather(ids), with a backward that never holds a second [T, V] in fp32.
+class _BinnedLogSoftmax(torch.autograd.Function):
+    """[N, K + 1] log-masses of the student's bins: the K ids, then the tail summed directly over the other ids.
 
-    d/dz_v of sum_k a_k log p(id_k) = sum_k a_k 1[v = id_k] - p_v sum_k a_k.
+    Subtracting the row's maximum first and summing the tail itself (not 1 - top-k) keeps both exact to fp32 however
+    peaked the distribution is. With s the masses and a the incoming gradient, A = sum_b a_b:
+    d/dz_v = a_v - p_v A for the K ids, p_v (a_tail / s_tail - A) for the others; a tail on its floor is a constant.
     """
 
     @staticmethod
     def forward(ctx, logits_TV, ids_NK, rows_N, temperature, chunk_tokens):
-        logp_NK = torch.empty(ids_NK.shape, dtype=torch.float32, device=logits_TV.device)
-        lse_N = torch.empty(ids_NK.shape[0], dtype=torch.float32, device=logits_TV.device)
+        count, k = ids_NK.shape
+        logp_NB = torch.empty((count, k + 1), dtype=torch.float32, device=logits_TV.device)
+        max_N1, log_sum_N1 = (logp_NB.new_empty((count, 1)) for _ in range(2))
         for part, chunk_CV in _chunks(logits_TV, rows_N, temperature, chunk_tokens):
-            lse_N[part] = torch.logsumexp(chunk_CV, dim=-1)
-            logp_NK[part] = chunk_CV.gather(-1, ids_NK[part]) - lse_N[part].unsqueeze(-1)
-        ctx.save_for_backward(logits_TV, ids_NK, rows_N, lse_N)
+            max_N1[part] = chunk_CV.amax(-1, keepdim=True)
+            shifted_CV = chunk_CV - max_N1[part]
+            log_sum_N1[part] = shifted_CV.logsumexp(-1, keepdim=True)
+            logp_NB[part, :k] = shifted_CV.gather(-1, ids_NK[part])
+            logp_NB[part, k] = shifted_CV.scatter_(-1, ids_NK[part], -torch.inf).logsumexp(-1)
+        logp_NB -= log_sum_N1
+        tail_is_live_N1 = logp_NB[:, k:] > _LEAST_TAIL
+        logp_NB[:, k].clamp_(min=_LEAST_TAIL)
+        ctx.save_for_backward(logits_TV, ids_NK, rows_N, max_N1, log_sum_N1, logp_NB, tail_is_live_N1)
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
-        return logp_NK
+        return logp_NB
 
     @staticmethod
-    def backward(ctx, grad_NK):
-        logits_TV, ids_NK, rows_N, lse_N = ctx.saved_tensors
+    def backward(ctx, grad_NB):
+        logits_TV, ids_NK, rows_N, max_N1, log_sum_N1, logp_NB, tail_is_live_N1 = ctx.saved_tensors
+        grad_NK, tail_N1 = grad_NB[:, :-1], torch.where(tail_is_live_N1, grad_NB[:, -1:], 0.0)
+        total_N1 = grad_NK.sum(-1, keepdim=True) + tail_N1
+        grad_NK = (grad_NK - logp_NB[:, :-1].exp() * total_N1) / ctx.temperature
+        tail_N1 = (tail_N1 / logp_NB[:, -1:].exp() - total_N1) / ctx.temperature
         grad_TV = torch.zeros_like(logits_TV)
         for part, chunk_CV in _chunks(logits_TV, rows_N, ctx.temperature, ctx.chunk_tokens):
-            probs_CV = (chunk_CV - lse_N[part].unsqueeze(-1)).exp_()
-            part_grad_CV = probs_CV.mul_(-grad_NK[part].sum(-1, keepdim=True))
-            part_grad_CV.scatter_add_(-1, ids_NK[part], grad_NK[part])
-            if ctx.temperature != 1.0:
-                part_grad_CV /= ctx.temperature
+            grad_CV = (chunk_CV - max_N1[part]).sub_(log_sum_N1[part]).exp_().mul_(tail_N1[part])
+            grad_CV.scatter_(-1, ids_NK[part], grad_NK[part])
             # Rows are distinct by contract, so a plain write is a sum.
-            grad_TV[part if rows_N is None else rows_N[part]] = part_grad_CV.to(grad_TV.dtype)
+            grad_TV[part if rows_N is None else rows_N[part]] = grad_CV.to(grad_TV.dtype)
         return grad_TV, None, None, None, None
 
 
@@ -119,13 +130,13 @@ def divergence(
     """l_sdpo of each token over K + 1 bins (paper, section 2.2 and hyper-parameter table: Jensen-Shannon, alpha = 0.5).
 
     student_logits_TV: [T, V] of the actor's forward pass, the only argument that the gradient flows into; ids_TK: int64
-    [N, K] and teacher_log_probs_TK: float32 [N, K] from `student_top_ids` and `teacher_statistics`; rows: int64 [N], distinct,
-    where the N tokens sit in the logits (default: in order, N = T); temperature: the rollout's.
+    [N, K] and teacher_log_probs_TK: float32 [N, K] from `student_top_ids` and `teacher_statistics`; rows: int64 [N],
+    distinct, where the N tokens sit in the logits (default: in order, N = T); temperature: the rollout's.
     Returns float32 [N], in nats, 0 where student and teacher agree. Raises ValueError for alpha outside [0, 1].
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-    student = _with_tail(_GatheredLogSoftmax.apply(student_logits_TV, ids_TK, rows, temperature, chunk_tokens))
+    student = _BinnedLogSoftmax.apply(student_logits_TV, ids_TK, rows, temperature, chunk_tokens)
     teacher = _with_tail(teacher_log_probs_TK.detach().float())
     if alpha == 0.0:
         return _kl(teacher, student)

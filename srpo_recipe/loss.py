@@ -29,8 +29,8 @@ class Totals:
 
     @property
     def mean_confidence(self) -> float:
-        """Mean of w~ over the SDPO route; 1 where nothing takes it, so that dividing by it is harmless."""
-        return self.confidence / self.distill_tokens if self.distill_tokens else 1.0
+        """Mean of w~ over the SDPO route; 1 where nothing takes it or all w~ underflow, so that dividing by it is harmless."""
+        return self.confidence / self.distill_tokens if self.confidence > 0 else 1.0
 
 
 def count_totals(mask_BT: Tensor, policy_B: Tensor, distill_B: Tensor, confidence_BT: Tensor) -> Tensor:
@@ -48,11 +48,17 @@ def count_totals(mask_BT: Tensor, policy_B: Tensor, distill_B: Tensor, confidenc
 def routed_part(loss_BT: Tensor, weight_BT: Tensor, mask_BT: Tensor, tokens: float) -> Tensor:
     """sum(weight * loss over valid tokens) / tokens: what every part of the loss is made by.
 
-    Masked tokens are dropped before the product, so that a NaN there cannot spread. With tokens = 0 the result is 0, still
-    attached to the graph: a rank without routed tokens runs the same backward as the others.
+    Both factors are dropped where the token is masked or its weight is 0, so that a NaN there cannot spread. With tokens = 0
+    the result is 0, still attached to the graph: a rank without routed tokens runs the same backward as the others.
     """
-    kept_BT = torch.where(mask_BT.bool() & (weight_BT != 0), loss_BT, torch.zeros_like(loss_BT))
-    return (kept_BT * weight_BT).sum() / max(tokens, 1.0)
+    kept_BT = mask_BT.bool() & (weight_BT != 0)
+    weighted_BT = torch.where(kept_BT, loss_BT, 0.0) * torch.where(kept_BT, weight_BT, 0.0)
+    return weighted_BT.sum() / max(tokens, 1.0)
+
+
+def distill_weight(confidence_BT: Tensor, distill_B: Tensor, importance_BT: Tensor, totals: Totals) -> Tensor:
+    """z_sdpo * rho * w: what multiplies the divergence of each token. Shapes as in `routed_loss`."""
+    return distill_B.unsqueeze(-1) * importance_BT * (confidence_BT / totals.mean_confidence)
 
 
 def routed_loss(
@@ -69,8 +75,8 @@ def routed_loss(
 
     policy_loss_BT: from grpo.clipped_policy_loss; divergence_BT: from dw_sdpo.divergence, 0 off the SDPO route;
     confidence_BT: w~ from dw_sdpo.confidence; importance_BT: rho, detached; totals: of the whole mini-batch. Returns a scalar.
+    In training the same two parts are summed by worker.routed_ppo_loss, the first of them inside verl's `ppo_loss`.
     """
-    weight_BT = confidence_BT / totals.mean_confidence
+    weight_BT = distill_weight(confidence_BT, distill_B, importance_BT, totals)
     policy = routed_part(policy_loss_BT, policy_B.unsqueeze(-1) * importance_BT, mask_BT, totals.tokens)
-    distill = routed_part(divergence_BT, distill_B.unsqueeze(-1) * importance_BT * weight_BT, mask_BT, totals.tokens)
-    return policy + distill
+    return policy + routed_part(divergence_BT, weight_BT, mask_BT, totals.tokens)

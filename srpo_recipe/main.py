@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from srpo_recipe import plugin
 from srpo_recipe.config import check, describe
+from srpo_recipe.watchdog import ended_clearly
 
 PACKAGE = Path(__file__).parent
 
@@ -63,7 +64,8 @@ def main(config: DictConfig) -> None:
         sys.exit(f"Configuration error: {error}")
     print_table(describe(config, settings))
     prepare(config)
-    run(config)
+    with ended_clearly(config.run.dir):
+        run(config)
     from srpo_recipe.report import summarise
 
     print(json.dumps(summarise(config)), flush=True)

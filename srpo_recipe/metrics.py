@@ -54,7 +54,7 @@ class JsonLines:
     def __init__(self, path: str, resumed_step: int):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_lines(path) if line["step"] < resumed_step] if resumed_step > 0 else []
+        kept = [line for line in read_lines(path) if line["step"] <= resumed_step] if resumed_step else []
         scratch = self.path.with_suffix(".tmp")
         scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
         scratch.replace(self.path)
@@ -64,9 +64,6 @@ class JsonLines:
         numbers = {key: float(value) for key, value in data.items() if isinstance(value, int | float | np.number)}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **numbers}) + "\n")
-
-    def finish(self, *_, **__) -> None:
-        """Nothing is buffered."""
 
 
 def read_lines(path: str | Path) -> list[dict]:

@@ -113,20 +113,50 @@ class SRPOTrainer(PPOTrainerSync):
         self.prompts = TeacherPromptBuilder(
             self.tokenizer, teacher.template, teacher.feedback_template, teacher.max_prompt_tokens, chat_options
         )
-        self.watchdog = Watchdog(self.llm_server_manager, self.srpo.stall_seconds)
+        self.watchdog = Watchdog(self.llm_server_manager, self.srpo.stall_seconds, before_exit=self._flush_logs)
+
+    def _load_checkpoint(self):
+        super()._load_checkpoint()
+        self.resumed_step = self.global_steps
 
     def on_init_end(self):
         with self.watchdog.guard("first weight sync"):
             super().on_init_end()
 
-    def on_step_begin(self):
-        self.watchdog.start()
+    def fit(self, agent_loop_manager):
+        with self.watchdog.guard("start of training"):
+            super().fit(agent_loop_manager)
+        self.watchdog.stop()
+
+    def _flush_logs(self):
+        if getattr(self, "logger", None) is not None:
+            self.logger.finish(exit_code=1)
 
     def on_validate_begin(self):
-        self.watchdog.start()
+        self.watchdog.stage = f"validation after step {self.global_steps}"
+        self._open_metrics()
+
+    def on_train_begin(self):
+        self._open_metrics()
+
+    def _open_metrics(self):
+        """Add our JSON lines to verl's loggers. Its own file logger truncates the file of the run that is resumed."""
+        if "jsonl" not in self.logger.logger:
+            path = f"{self.config.run.dir}/metrics.jsonl"
+            self.logger.logger["jsonl"] = step_metrics.JsonLines(path, self.resumed_step)
+
+    def on_sample_begin(self):
+        self.watchdog.stage = f"rollouts of step {self.global_steps}"
+        super().on_sample_begin()
+
+    def on_sample_end(self):
+        # verl counts the rollouts that a dead engine lost as finished and would train on the others
+        self.watchdog.check()
+        self.watchdog.stage = f"scoring and update of step {self.global_steps}"
+        super().on_sample_end()
 
     def on_step_end(self):
-        with self.watchdog.guard("weight sync"):
+        with self.watchdog.guard(f"weight sync after step {self.global_steps}"):
             super().on_step_end()
 
     def _balance_batch(self, batch: KVBatchMeta, metrics, *args, **kwargs):
@@ -245,11 +275,11 @@ class SRPOTrainer(PPOTrainerSync):
         padding = {"prompt": [filler], "response": torch.tensor([filler]), "ids": samples[0]["ids"].new_zeros(self.srpo.top_k)}
         padding["ids"] = padding["ids"][: len(samples[0]["ids"]) // len(samples[0]["response"])]
         samples += [padding] * (-len(samples) % ranks)
-        scores = self._score(batch, samples, ranks)
+        scores = self._score(samples, ranks)
         self._attach(batch, rows, scores)
         return len(samples)
 
-    def _score(self, batch: KVBatchMeta, samples: list[dict], ranks: int) -> list[tuple[Tensor, Tensor]]:
+    def _score(self, samples: list[dict], ranks: int) -> list[tuple[Tensor, Tensor]]:
         """Run `SRPOWorker.compute_teacher`; returns (log-probs [R * K], entropy [R]) of each sample."""
         lengths = torch.tensor([len(sample["prompt"]) + len(sample["response"]) for sample in samples])
         shares = get_seqlen_balanced_partitions(calculate_workload(lengths), k_partitions=ranks, equal_size=True)
@@ -284,7 +314,7 @@ class SRPOTrainer(PPOTrainerSync):
         )
         budget = self.config.actor_rollout_ref.ref.log_prob_max_token_len_per_gpu
         meta.extra_info = {
-            "temperature": batch.extra_info["temperature"],
+            "temperature": self.config.actor_rollout_ref.rollout.temperature,
             "calculate_entropy": False,
             "use_dynamic_bsz": True,
             "max_token_len_per_gpu": max(budget, int(lengths.max())),

@@ -29,7 +29,8 @@ from srpo_recipe import checkpoint, dw_sdpo
 from srpo_recipe.config import SRPOConfig, from_plain
 from srpo_recipe.ema import ema_distance, ema_update
 from srpo_recipe.grpo import clipped_policy_loss
-from srpo_recipe.loss import Totals, count_totals, routed_part
+from srpo_recipe.loss import Totals, count_totals, distill_weight, routed_part
+from srpo_recipe.watchdog import SyncWatch
 
 MODEL_TYPE = "srpo_language_model"  # key of RoutedEngine in verl's engine registry; it builds an ordinary language model
 
@@ -137,8 +138,8 @@ def routed_ppo_loss(
     if "rollout_is_weights" in data:
         importance_BT = data["rollout_is_weights"].to_padded_tensor(0.0)
     divergence_BT = _scatter_routed(model_output["divergence"], distill_B > 0, length_B, mask_BT.shape[-1])
+    distill_BT = distill_weight(confidence_BT, distill_B * weight_B, importance_BT, totals)
     weight_BT = confidence_BT / totals.mean_confidence
-    distill_BT = (distill_B * weight_B).unsqueeze(-1) * importance_BT * weight_BT
     dp_size = data["dp_size"]
     distill_loss = routed_part(divergence_BT, distill_BT, mask_BT, denominator) * dp_size
     metrics.update(
@@ -325,6 +326,7 @@ class SRPOWorker(ActorRolloutRefWorker):
         actor_config = self.loss_fn.keywords["config"]
         self.loss_fn = partial(routed_ppo_loss, actor_config, self.srpo)
         self.actor.set_loss_fn(self.loss_fn)
+        self.sync_watch = SyncWatch(self.rollout, self.srpo.stall_seconds)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def compute_log_prob(self, data: TensorDict) -> TensorDict:

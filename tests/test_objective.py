@@ -234,8 +234,8 @@ PEAKED = [(8.0, 1.5), (12.0, 12.0), (40.0, 1.5), (1.5, 40.0), (40.0, 40.0)]  # s
 def test_divergence_agrees_token_by_token_on_peaked_distributions(alpha, student_scale, teacher_scale, offset):
     """The usual case of a language model: the top k hold nearly all the mass, the tail 1e-1 to 1e-30 of it.
 
-    A constant added to the logits changes nothing. KL(S || T) needs more room: its slopes are as large as log(S / T), and the
-    teacher's tail, known from fp32 log-probabilities only, is uncertain by an epsilon.
+    A constant added to the logits changes nothing. KL(S || T) needs more room: its slopes are as large as log(S / T),
+    and the teacher's tail is known from fp32 log-probabilities only, to an epsilon.
     """
     batch = make_batch(7, vocab=200, scale=student_scale, teacher_scale=teacher_scale)
     student_NV, teacher_NV = (

@@ -1,14 +1,15 @@
-"""A device module over `torch.cpu` with the functions verl calls on `torch.cuda`.
+"""A device module over `torch.cpu` with the functions that verl calls on `torch.cuda`.
 
-verl asks its device module for memory counters (utils/profiler/performance.py:49-54, workers/engine_workers.py:219) and for CUDA's
-housekeeping (utils/memory_utils.py, workers/rollout/vllm_rollout/bucketed_weight_transfer.py:220); `torch.cpu` has none of them. The
-counters answer with the process's resident memory, so `perf/max_memory_allocated_gb` stays a true number.
+verl asks for memory counters (utils/profiler/performance.py:49-54, workers/engine_workers.py:219), the generator's
+state (utils/checkpoint/checkpoint_manager.py:219) and CUDA's housekeeping (utils/memory_utils.py); `torch.cpu` has none
+of them. The counters answer with the process's resident memory, so `perf/max_memory_allocated_gb` stays a true number.
 """
 
 import os
 import resource
 from types import SimpleNamespace
 
+from torch import get_rng_state, set_rng_state  # noqa: F401
 from torch.cpu import (  # noqa: F401  (verl reaches these through this module)
     Event,
     Stream,
@@ -24,7 +25,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def current_device() -> str:
-    """ "cpu", not 0: verl writes `tensor.to(get_device_id())` (transformer_impl.py:1552), and 0 would mean an accelerator."""
+    """Not 0: verl writes `tensor.to(get_device_id())` (fsdp/transformer_impl.py:1552), and 0 means an accelerator."""
     return "cpu"
 
 

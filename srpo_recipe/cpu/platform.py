@@ -23,7 +23,7 @@ class PlatformCPU(PlatformBase):
     def is_available(self) -> bool:
         return True
 
-    def current_device(self) -> str:
+    def current_device(self) -> str:  # type: ignore[override]  # see device.current_device
         return device.current_device()
 
     def device_count(self) -> int:
@@ -88,9 +88,9 @@ class PlatformCPU(PlatformBase):
 def join_gloo() -> None:
     """Join the worker's process group over gloo before verl does.
 
-    verl builds the backend string "cpu:gloo,{device}:{backend}" (utils/distributed.py:89). For this platform that is
-    "cpu:gloo,cpu:gloo", which torch refuses as a duplicate device. verl leaves an existing group alone (:90), and asks the platform for
-    its backend just before (:89), so the group is made here. Outside a verl worker (no RANK) nothing happens.
+    verl builds the backend string "cpu:gloo,{device}:{backend}" (utils/distributed.py:89). Here that is
+    "cpu:gloo,cpu:gloo", which torch refuses as a duplicate device. verl leaves an existing group alone (:90) and asks
+    the platform for its backend just before (:89), so the group is made here. Outside a verl worker nothing happens.
     """
     import torch.distributed as dist
 

@@ -4,9 +4,9 @@
 def register() -> None:
     """Keep linear weights as plain parameters, so that verl can load new ones into a running server.
 
-    vLLM's CPU build pre-packs every linear layer for oneDNN and drops the original (vllm/model_executor/layers/utils.py:356, decided by
-    vllm/_custom_ops.py:3722); verl's weight update then finds nothing to write to (workers/rollout/vllm_rollout/utils.py:405). On any
-    other platform this does nothing.
+    vLLM's CPU build packs every linear layer for oneDNN and drops the original
+    (vllm/model_executor/layers/utils.py:356, decided by vllm/_custom_ops.py:3722); verl's weight update then has
+    nothing to write to (workers/rollout/vllm_rollout/utils.py:405). On any other platform this does nothing.
     """
     from vllm.platforms import current_platform
 

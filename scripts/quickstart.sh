@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# From a fresh clone to a trained model: makes .venv, installs the pinned set (CPU or GPU, as found), trains the embedded
+# model on the embedded task. Arguments are Hydra overrides, for instance
+#   bash scripts/quickstart.sh method=grpo srpo.seed=1 trainer.total_training_steps=20
+# The last line printed is one JSON object. A second call reuses the environment.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+kind=cpu
+if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then kind=gpu; fi
+bash scripts/install.sh "$kind"
+hardware=cpu
+if [ "$kind" = gpu ]; then hardware=gpu1; fi
+exec bash scripts/train.sh "hardware=$hardware" "$@"

@@ -1,0 +1,299 @@
+"""A run whose rollout engine dies or gets stuck ends, with the cause as the last thing on the screen."""
+
+import asyncio
+import concurrent.futures
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from ray.core.generated import common_pb2
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from srpo_recipe import watchdog
+from srpo_recipe.watchdog import (
+    Server,
+    SyncWatch,
+    answers,
+    compose,
+    dead_actors,
+    ended_clearly,
+    engine_error,
+    last_words,
+    plain,
+)
+
+OWNER = {"IPAddress": "10.0.0.1", "Port": 7}
+
+
+class Answer:
+    """Stands for a Ray ObjectRef: pending until it is given a value or an exception."""
+
+    def __init__(self):
+        self.value, self.ready, self._future = None, False, concurrent.futures.Future()
+
+    def give(self, value):
+        self.value, self.ready = value, True
+        if isinstance(value, Exception):
+            self._future.set_exception(value)
+
+    def future(self):
+        return self._future
+
+
+@pytest.fixture
+def fake_ray(monkeypatch):
+    """ray.wait and ray.get on `Answer`."""
+
+    def wait(answers, timeout):
+        return [a for a in answers if a.ready], [a for a in answers if not a.ready]
+
+    def get(answer, timeout=None):
+        if isinstance(answer.value, Exception):
+            raise answer.value
+        return answer.value
+
+    monkeypatch.setattr(watchdog, "ray", SimpleNamespace(wait=wait, get=get))
+    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(watchdog.SyncWatch, "_watch", lambda self: None)
+
+
+def handle(answer):
+    return SimpleNamespace(__ray_call__=SimpleNamespace(remote=lambda function: answer))
+
+
+# ---------------------------------------------------------------------------------------------------------- pure parts
+
+
+def test_text_is_plain_and_complete():
+    error = "\x1b[36mray::f()\x1b[39m\n  x = y\n      ^^^\nValueError: no"
+    text = compose("vLLM failed", "weight sync", error, "Mend it.", "log")
+    assert text.startswith("The run ended: vLLM failed\nStage: weight sync\n")
+    assert "\x1b" not in text and "^^^" not in text
+    assert text.index("ValueError: no") < text.index("log") < text.index("Mend it.")
+    assert plain("a ^ b") == "a ^ b"
+
+
+def row(reason, owner=OWNER, state="DEAD", oom=False, end=1):
+    cause = common_pb2.ActorDeathCause()
+    if oom:
+        cause.oom_context.error_message = "memory"
+    else:
+        cause.actor_died_error_context.error_message = reason
+        cause.actor_died_error_context.reason = common_pb2.ActorDiedErrorContext.Reason.Value(reason)
+    return {"State": state, "OwnerAddress": {**owner, "NodeID": "n"}, "DeathCause": cause, "EndTime": end}
+
+
+@pytest.mark.parametrize(
+    ("entry", "counts"),
+    [
+        (row("WORKER_DIED"), True),
+        (row("NODE_DIED"), True),
+        (row("", oom=True), True),
+        (row("RAY_KILL"), False),
+        (row("OUT_OF_SCOPE"), False),
+        (row("WORKER_DIED", owner={"IPAddress": "10.0.0.1", "Port": 8}), False),  # of a reward function or a tool
+    ],
+)
+def test_only_unwanted_deaths_of_own_actors_count(entry, counts):
+    assert dead_actors({"a": entry}, OWNER) == ([entry] if counts else [])
+
+
+def test_first_death_is_the_cause():
+    later, first = row("WORKER_DIED", end=5), row("WORKER_DIED", end=2)
+    assert dead_actors({"a": later, "b": first}, OWNER) == [first, later]
+
+
+def test_last_words_of_a_log():
+    noise = [f"INFO {number}" for number in range(100)]
+    assert last_words(noise) == noise[-watchdog.QUIET_LINES :]
+    trace = ["(EngineCore) ERROR boom", "(EngineCore) ERROR   at x"]
+    assert last_words([*noise, *trace, ":actor_name:x", "", "INFO end"]) == [*trace, "INFO end"]
+    assert len(last_words([*noise, trace[0], *noise])) == watchdog.LOG_LINES
+
+
+def test_engine_error_reads_flags_only():
+    engine = SimpleNamespace(errored=True, dead_error=RuntimeError("core died"))
+    assert "core died" in engine_error(SimpleNamespace(engine=engine))
+    assert engine_error(SimpleNamespace(engine=SimpleNamespace(errored=False))) is None
+    assert engine_error(SimpleNamespace()) is None  # a node of a larger replica, without an engine of its own
+
+
+# ------------------------------------------------------------------------------------------------- the trainer's side
+
+
+def test_server_answers(fake_ray):
+    answer = Answer()
+    server = Server(handle(answer), "127.0.0.1:1")
+    assert server.dead() is None and server.question is answer
+    answer.give(None)
+    assert server.dead() is None and server.question is None
+    answer.give("EngineDeadError()")
+    assert server.dead() == "EngineDeadError()"
+    answer.give(ActorDiedError())
+    assert "actor died" in server.dead().lower()
+
+
+def test_a_busy_server_that_talks_http_is_alive(fake_ray, monkeypatch):
+    monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.01)
+    server = Server(handle(Answer()), "host:1")
+    for talks in (True, False):
+        monkeypatch.setattr(watchdog, "answers", lambda address, talks=talks: talks)
+        server.heard = before = time.monotonic() - 60
+        assert server.dead() is None
+        assert (server.heard > before) == talks
+
+
+def test_any_http_answer_is_a_sign_of_life():
+    class Unwell(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(503)
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Unwell) as server:
+        address = f"127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert answers(address)
+        thread.join()
+    assert not answers(address)
+
+
+def test_driver_shows_the_report_and_not_an_old_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(watchdog, "ray", SimpleNamespace(shutdown=lambda: print("shut down")))
+    stored = [None]
+    monkeypatch.setattr(watchdog, "reported", lambda: stored[0])
+    path = tmp_path / "failure.txt"
+
+    path.write_text("old")
+    with ended_clearly(tmp_path):
+        assert not path.exists()
+    assert not path.exists()
+
+    with pytest.raises(SystemExit) as status, ended_clearly(tmp_path):
+        stored[0] = "the cause"
+        raise ActorDiedError()
+    assert status.value.code == 1 and path.read_text() == "the cause"
+
+    stored[0] = None
+    with pytest.raises(SystemExit), ended_clearly(tmp_path):
+        raise ValueError("bad value")
+    assert "bad value" in path.read_text() and "bad value" in capsys.readouterr().err
+
+    with pytest.raises(KeyboardInterrupt), ended_clearly(tmp_path):
+        raise KeyboardInterrupt
+    assert not path.exists()
+
+
+def test_driver_reads_the_text_of_a_remote_error():
+    error = RayTaskError("f", "Traceback\nValueError: far away", ValueError("far away")).as_instanceof_cause()
+    assert "ValueError: far away" in watchdog._cause(error)
+
+
+# -------------------------------------------------------------------------------------------------- the worker's side
+
+
+class Rollout:
+    """verl's ServerAdapter (vllm_rollout.py:160) reduced to the order of its calls."""
+
+    replica_rank = 0
+
+    def __init__(self, answer):
+        self.answer, self.taken, self.hold = answer, [], threading.Event()
+
+    async def _execute_method(self, method, non_block=False, kwargs=None):
+        return self.answer if non_block else None
+
+    async def resume(self, tags):
+        self.tags = tags
+
+    async def update_weights(self, weights, global_steps=None):
+        await self._execute_method("update_weights_from_ipc", non_block=True, kwargs={})
+        async for item in weights:
+            self.taken.append(item)
+        self.hold.wait(10)
+        return global_steps
+
+
+def in_sync(rollout, watch):
+    """Start a sync that blocks after its tensors."""
+    thread = threading.Thread(target=lambda: asyncio.run(rollout.update_weights(iter([("w", 1)]), global_steps=3)))
+    thread.start()
+    while not rollout.taken or watch.answer is None:
+        time.sleep(0.01)
+    return thread
+
+
+def test_a_sync_that_works_is_left_alone(fake_ray):
+    rollout = Rollout(Answer())
+    watch = SyncWatch(rollout, stall_seconds=30)
+    rollout.hold.set()
+    assert asyncio.run(rollout.update_weights(iter([("a", 1), ("b", 2)]), global_steps=3)) == 3
+    assert rollout.taken == [("a", 1), ("b", 2)]
+    asyncio.run(rollout.resume(tags=["weights"]))
+    assert rollout.tags == ["weights"]
+    assert watch.progress is None and watch.answer is None and watch.failure() is None
+
+
+def test_vllms_error_is_seen_while_the_sender_blocks(fake_ray):
+    rollout = Rollout(Answer())
+    watch = SyncWatch(rollout, stall_seconds=30)
+    thread = in_sync(rollout, watch)
+    assert watch.failure() is None
+    rollout.answer.give(RuntimeError("size mismatch for lm_head"))
+    assert "size mismatch for lm_head" in watch.failure()
+    rollout.hold.set()
+    thread.join()
+    assert watch.failure() is None
+
+
+def test_a_standstill_is_reported_with_the_place(fake_ray):
+    rollout = Rollout(Answer())
+    watch = SyncWatch(rollout, stall_seconds=0.2)
+    thread = in_sync(rollout, watch)
+    assert watch.failure() is None
+    time.sleep(0.3)
+    text = watch.failure()
+    assert "stands still" in text and "srpo.stall_seconds=0.2" in text and "self.hold.wait" in text
+    rollout.hold.set()
+    thread.join()
+
+
+# ------------------------------------------------------------------------------------------------------------ for real
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_server_ends_the_run(tmp_path):
+    """SIGKILL of the vLLM server in the middle of training: over within two minutes, clearly, nothing left behind."""
+    command = [sys.executable, "-m", "srpo_recipe.main", f"run.root={tmp_path / 'runs'}", "run.name=killed"]
+    command += ["trainer.total_training_steps=50", "trainer.val_before_train=false", "trainer.test_freq=-1"]
+    command += ["trainer.save_freq=-1"]
+    with open(tmp_path / "log", "w") as log:
+        run = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        metrics = tmp_path / "runs" / "killed" / "metrics.jsonl"
+        until = time.monotonic() + 400
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+            assert run.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(1)
+        family = psutil.Process(run.pid).children(recursive=True)
+        server = next(process for process in family if "vLLMHttpServer" in "".join(process.cmdline()))
+        killed = time.monotonic()
+        server.kill()
+        assert run.wait(timeout=150) == 1
+        assert time.monotonic() - killed < 120
+    finally:
+        if run.poll() is None:
+            run.kill()
+    text = (tmp_path / "runs" / "killed" / "failure.txt").read_text()
+    assert "vLLMHttpServer" in text or "vLLM server" in text
+    assert text.strip() in (tmp_path / "log").read_text()
+    time.sleep(5)
+    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
