@@ -5,9 +5,12 @@ Hydra finds verl's YAML and ours as packages (`pkg://`), so ours must be one, fr
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 HERE = Path(__file__).parent
+CODE_PACKAGES = find_namespace_packages(
+    include=["srpo_recipe", "srpo_recipe.*"], exclude=["*.__pycache__", "srpo_recipe.assets*"]
+)
 CONFIG_PACKAGES = ["srpo_recipe_config"] + [
     "srpo_recipe_config." + ".".join(folder.relative_to(HERE / "config").parts)
     for folder in sorted((HERE / "config").rglob("*"))
@@ -15,7 +18,7 @@ CONFIG_PACKAGES = ["srpo_recipe_config"] + [
 ]
 
 setup(
-    packages=find_packages(include=["srpo_recipe", "srpo_recipe.*"]) + CONFIG_PACKAGES,
+    packages=CODE_PACKAGES + CONFIG_PACKAGES,
     package_dir={"srpo_recipe": "srpo_recipe", "srpo_recipe_config": "config"},
     package_data={"srpo_recipe": ["*.yaml", "assets/**/*"], **{name: ["*.yaml"] for name in CONFIG_PACKAGES}},
 )

@@ -63,7 +63,7 @@ fi
 supported "$VENV/bin/python" || fail "$VENV holds another Python than 3.10 to 3.12; remove it or name another folder"
 rm -f "$STAMP"
 
-pip_install() { "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+pip_install() { "$VENV/bin/python" -m pip install --quiet --quiet --disable-pip-version-check "$@"; }
 
 answers() { "$VENV/bin/python" -c "import urllib.request as r; r.urlopen('$1/torch/', timeout=5)" 2> /dev/null; }
 

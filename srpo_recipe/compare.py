@@ -80,7 +80,9 @@ def draw(runs: dict[str, list[dict]], path: Path) -> None:
             color = COLORS.get(method)
             axis.plot(steps, values.mean(0), color=color, label=f"{method} ({len(found)} seeds)")
             axis.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15)
-    for axis, title in zip(axes, ("held-out accuracy", "teacher entropy (nats)", "response length (tokens)"), strict=True):
+    for axis, title in zip(
+        axes, ("held-out accuracy", "teacher entropy (nats)", "response length (tokens)"), strict=True
+    ):
         axis.set(title=title, xlabel="step", ylim=(0, None))
     axes[0].legend()
     figure.tight_layout()

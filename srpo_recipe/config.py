@@ -190,7 +190,10 @@ def describe(config: DictConfig, settings: SRPOConfig) -> list[tuple[str, str]]:
     distance = {0.0: "KL(teacher||student)", 1.0: "KL(student||teacher)", 0.5: "Jensen-Shannon"}
     return [
         ("route rule", settings.route + (f" (lambda {settings.mix})" if settings.route == "advantage_mix" else "")),
-        ("token weight", f"exp(-{settings.beta} H) / mean over the {settings.weight_scope}" if settings.beta else "uniform"),
+        (
+            "token weight",
+            f"exp(-{settings.beta} H) / mean over the {settings.weight_scope}" if settings.beta else "uniform",
+        ),
         ("divergence", f"{distance.get(settings.alpha, f'alpha {settings.alpha}')}, top-{settings.top_k} + tail"),
         ("self-teacher", teacher),
         ("advantage", "r - group mean" + (", over std" if config.algorithm.norm_adv_by_std_in_grpo else "")),
@@ -199,7 +202,10 @@ def describe(config: DictConfig, settings: SRPOConfig) -> list[tuple[str, str]]:
         ("batch", f"{batch} prompts x {rollout.n} rollouts, {batch // mini} optimiser step(s) of {mini} prompts"),
         ("lengths", f"prompt {config.data.max_prompt_length}, response {config.data.max_response_length} tokens"),
         ("model", str(config.actor_rollout_ref.model.path)),
-        ("machine", f"{config.trainer.nnodes} node(s) x {config.trainer.n_gpus_per_node} rank(s), {config.trainer.device}"),
+        (
+            "machine",
+            f"{config.trainer.nnodes} node(s) x {config.trainer.n_gpus_per_node} rank(s), {config.trainer.device}",
+        ),
     ]
 
 

@@ -49,9 +49,7 @@ def run(config: DictConfig) -> None:
     from srpo_recipe.runner import SRPOTaskRunner
 
     auto_set_device(config)
-    validate_config(
-        config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
-    )
+    validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     run_ppo(config, task_runner_class=SRPOTaskRunner)
 
 

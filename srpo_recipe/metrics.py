@@ -136,12 +136,16 @@ class StepLog:
         elif self.srpo.needs_teacher and m["route/distill_share"] == 0.0:
             found.append(("route", f"no rollout took the distillation route of {self.srpo.route}"))
         if self.srpo.beta > 0 and m["route/distill_share"] > 0 and m.get("actor/distill/weight_std", 1.0) < 1e-3:
-            found.append(("weights", "all token weights are equal: the teacher is equally sure everywhere, beta does nothing"))
+            found.append(
+                ("weights", "all token weights are equal: the teacher is equally sure everywhere, beta does nothing")
+            )
         if m["route/rerouted"]:
             found.append(("budget", f"{m['route/rerouted']:.0f} teacher prompts did not fit: rows went to GRPO"))
         length = m["route/response_length"]
         if len(self.first_lengths) < FIRST_STEPS:
             self.first_lengths.append(length)
         elif length < self.srpo.collapse_ratio * (first := _mean(self.first_lengths)):
-            found.append(("length", f"responses shrank from {first:.0f} to {length:.0f} tokens: watch for length collapse"))
+            found.append(
+                ("length", f"responses shrank from {first:.0f} to {length:.0f} tokens: watch for length collapse")
+            )
         return [(name, f"WARNING {text}") for name, text in found]

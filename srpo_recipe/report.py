@@ -10,7 +10,13 @@ from omegaconf import DictConfig
 from srpo_recipe.metrics import read_lines
 
 HELD_OUT = re.compile(r"^val-core/(?P<source>.+)/(acc|reward)/mean@(?P<k>\d+)$")
-COLORS = {"grpo": "tab:blue", "sdpo": "tab:red", "srpo": "tab:green", "srpo_no_dw": "tab:olive", "advantage_mix": "tab:purple"}
+COLORS = {
+    "grpo": "tab:blue",
+    "sdpo": "tab:red",
+    "srpo": "tab:green",
+    "srpo_no_dw": "tab:olive",
+    "advantage_mix": "tab:purple",
+}
 
 
 def series(lines: list[dict], key: str) -> tuple[list[int], list[float]]:

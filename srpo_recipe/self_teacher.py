@@ -43,7 +43,9 @@ class TeacherPromptBuilder:
     chat_options: the keyword arguments that the student's prompt is rendered with (thinking switched off, for instance).
     """
 
-    def __init__(self, tokenizer: Any, template: str, feedback_template: str, max_tokens: int, chat_options: dict | None = None):
+    def __init__(
+        self, tokenizer: Any, template: str, feedback_template: str, max_tokens: int, chat_options: dict | None = None
+    ):
         self.tokenizer = tokenizer
         self.template = template
         self.feedback_template = feedback_template
@@ -59,7 +61,9 @@ class TeacherPromptBuilder:
             ids.pop()
         return strip_thinking(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def build(self, messages: Sequence[dict], demonstration: str | None, feedback: str | None = None) -> TeacherPrompt | None:
+    def build(
+        self, messages: Sequence[dict], demonstration: str | None, feedback: str | None = None
+    ) -> TeacherPrompt | None:
         """Teacher prompt for one rollout, or None when not even an empty demonstration fits into max_tokens.
 
         messages: the student's chat; earlier turns (a system prompt) are kept, the last, which must be the user's, is

@@ -60,7 +60,9 @@ class RoutedBatch:
     real_B: Tensor  # False for verl's padding rows
     length_B: Tensor
     route: Route
-    teacher_prompts: dict[int, list[int]]  # row -> token ids of the teacher's prompt, for the rows on the distillation route
+    teacher_prompts: dict[
+        int, list[int]
+    ]  # row -> token ids of the teacher's prompt, for the rows on the distillation route
     demonstration_lengths: list[int]  # tokens
     shortened: int
     rerouted: int
@@ -271,7 +273,11 @@ class SRPOTrainer(PPOTrainerSync):
         ]
         ranks = self._data_parallel_size("ref")
         filler = self.tokenizer.eos_token_id
-        padding = {"prompt": [filler], "response": torch.tensor([filler]), "ids": samples[0]["ids"].new_zeros(self.srpo.top_k)}
+        padding = {
+            "prompt": [filler],
+            "response": torch.tensor([filler]),
+            "ids": samples[0]["ids"].new_zeros(self.srpo.top_k),
+        }
         padding["ids"] = padding["ids"][: len(samples[0]["ids"]) // len(samples[0]["response"])]
         samples += [padding] * (-len(samples) % ranks)
         scores = self._score(samples, ranks)
@@ -326,7 +332,11 @@ class SRPOTrainer(PPOTrainerSync):
         finally:
             tq.kv_clear(keys=keys, partition_id=TEACHER_PARTITION)
         scores = dict(
-            zip(order, zip(output[TEACHER_LOG_PROBS].unbind(), output[TEACHER_ENTROPY].unbind(), strict=True), strict=True)
+            zip(
+                order,
+                zip(output[TEACHER_LOG_PROBS].unbind(), output[TEACHER_ENTROPY].unbind(), strict=True),
+                strict=True,
+            )
         )
         return [scores[sample] for sample in range(len(samples))]
 

@@ -60,7 +60,7 @@ def compose(headline: str, stage: str, error: str, advice: str, log: str = "") -
 def plain(text: str) -> str:
     """`text` without terminal colours and without the markers that Python draws under the lines of a traceback."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    return "\n".join(line for line in text.splitlines() if not re.fullmatch(r"\s*[\^~]+\s*", line))
+    return "\n".join(line for line in text.splitlines() if not re.search(r"(^|\])\s*[\^~]+\s*$", line))
 
 
 def _key() -> bytes:
@@ -134,7 +134,8 @@ def _death_report(row: dict, stage: str) -> str:
     cause = row["DeathCause"]
     message = (cause.oom_context if cause.HasField("oom_context") else cause.actor_died_error_context).error_message
     node = row["Address"]["IPAddress"]
-    where = f"{row['Name'] or 'unnamed'} ({row['ActorClassName']}, pid {row['Pid']} on {node})"
+    kind = row["ActorClassName"].rsplit(".", 1)[-1]
+    where = f"{row['Name'] or 'unnamed'} ({kind}, pid {row['Pid']} on {node})"
     log = log_tail(pid=row["Pid"]) if node == ray.util.get_node_ip_address() else ""
     return compose(f"a worker process died: {where}", stage, message, DIED, log)
 

@@ -32,7 +32,9 @@ from srpo_recipe.grpo import clipped_policy_loss
 from srpo_recipe.loss import Totals, count_totals, distill_weight, routed_part
 from srpo_recipe.watchdog import SyncWatch
 
-MODEL_TYPE = "srpo_language_model"  # key of RoutedEngine in verl's engine registry; it builds an ordinary language model
+MODEL_TYPE = (
+    "srpo_language_model"  # key of RoutedEngine in verl's engine registry; it builds an ordinary language model
+)
 
 # Fields that the trainer writes and the passes below read or add (TransferQueue, verl's data plane).
 POLICY, DISTILL = "route_policy", "route_distill"  # [B] route weights
@@ -56,7 +58,12 @@ def srpo_policy_loss(
     tokens on either route of the whole mini-batch; verl averages gradients over ranks, hence the factor dp_size.
     """
     loss_BT, clipped_BT, dual_BT = clipped_policy_loss(
-        log_prob, old_log_prob, advantages, config.clip_ratio_low, config.clip_ratio_high, config.get("clip_ratio_c", 3.0)
+        log_prob,
+        old_log_prob,
+        advantages,
+        config.clip_ratio_low,
+        config.clip_ratio_high,
+        config.get("clip_ratio_c", 3.0),
     )
     mask_BT = response_mask.bool()
     info = config.global_batch_info

@@ -1,0 +1,395 @@
+"""Every shipped configuration composes, means what the paper's table says, and refuses nonsense with the mend."""
+
+import ast
+import itertools
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import InterpolationResolutionError
+
+import srpo_recipe
+from srpo_recipe import config as config_module
+from srpo_recipe.config import SRPOConfig, TeacherConfig, check, describe, from_plain, read
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "config"
+PACKAGE = Path(srpo_recipe.__file__).parent
+GROUPS = {
+    group: sorted(path.stem for path in (CONFIG / group).glob("*.yaml"))
+    for group in ("method", "task", "model", "hardware")
+}
+FILLED = {
+    "task=parquet": ["data.train_files=train.parquet", "data.val_files=test.parquet"],
+    "model=path": ["actor_rollout_ref.model.path=some/model"],
+}
+# Each task with each model and hardware, the methods in turn: every pair of files meets.
+COMBINATIONS = [
+    (GROUPS["method"][i % len(GROUPS["method"])], *rest)
+    for i, rest in enumerate(itertools.product(GROUPS["task"], GROUPS["model"], GROUPS["hardware"]))
+]
+BASE = ("srpo", "parquet", "tiny", "cpu")
+
+
+@cache
+def composed(method: str, task: str, model: str, hardware: str, *overrides: str):
+    names = [f"method={method}", f"task={task}", f"model={model}", f"hardware={hardware}"]
+    extra = [override for name in names for override in FILLED.get(name, [])]
+    with initialize_config_module("srpo_recipe_config", version_base=None):
+        return compose("srpo", overrides=[*names, *extra, *overrides])
+
+
+@contextmanager
+def changed(key: str, value, base=BASE):
+    """A composed config with one value changed, put back afterwards (copying a config takes longer than checking it)."""
+    config = composed(*base)
+    parent, _, leaf = key.rpartition(".")
+    before = OmegaConf.select(config, parent)._get_node(leaf)._value()
+    with open_dict(config):
+        OmegaConf.update(config, key, value)
+        try:
+            yield config
+        finally:
+            OmegaConf.update(config, key, before)
+
+
+def leaves(node: dict, prefix: str = ""):
+    """(dotted key, raw value) of a config file."""
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from leaves(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def raw(path: Path) -> dict:
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    content.pop("defaults", None)
+    return content
+
+
+# ------------------------------------------------------------------------------------------------------- what is shipped
+
+
+def test_the_groups_are_not_empty():
+    assert {"srpo", "grpo", "sdpo", "srpo_no_dw", "advantage_mix", "sdpo_incorrect_only", "sdpo_correct_only"} == set(
+        GROUPS["method"]
+    )
+    assert all(GROUPS.values())
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids="-".join)
+def test_every_shipped_config_composes_resolves_and_passes_check(names):
+    config = deepcopy(composed(*names))
+    OmegaConf.resolve(config)
+    settings = check(config)
+    assert isinstance(settings, SRPOConfig) and settings == from_plain(OmegaConf.to_container(config.srpo))
+    missing = OmegaConf.missing_keys(config)
+    assert not {key for key in missing if key.split(".")[0] in ("srpo", "task", "run", "data", "trainer", "actor_rollout_ref")}
+    rows = dict(describe(config, settings))
+    assert rows["route rule"].startswith(settings.route) and names[0] in str(config.method.name)
+
+
+@pytest.mark.parametrize("names", COMBINATIONS[::5], ids="-".join)
+def test_verl_accepts_them(names):
+    """verl's own conversion to dataclasses, as its worker does it, and its own validation."""
+    from verl.trainer.ppo.utils import need_critic
+    from verl.utils.config import omega_conf_to_dataclass, validate_config
+    from verl.workers.config import FSDPActorConfig, RolloutConfig
+
+    config = deepcopy(composed(*names))
+    OmegaConf.resolve(config)
+    assert not need_critic(config)
+    validate_config(config=config, use_reference_policy=False, use_critic=False)
+    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    assert isinstance(actor, FSDPActorConfig) and actor.engine.strategy == "fsdp2" and not actor.engine.forward_only
+    ref = config.actor_rollout_ref.ref
+    with open_dict(ref):  # verl engine_workers.py, ActorRolloutRefWorker.init_model
+        ref.ppo_mini_batch_size = config.actor_rollout_ref.actor.ppo_mini_batch_size
+        ref.ppo_micro_batch_size = ref.pop("log_prob_micro_batch_size", None)
+        ref.ppo_micro_batch_size_per_gpu = ref.pop("log_prob_micro_batch_size_per_gpu", None)
+        ref.use_dynamic_bsz = ref.pop("log_prob_use_dynamic_bsz", False)
+        ref.ppo_max_token_len_per_gpu = ref.pop("log_prob_max_token_len_per_gpu", None)
+    teacher = omega_conf_to_dataclass(ref)
+    assert teacher.engine.strategy == "fsdp2" and teacher.engine.forward_only and teacher.engine.model_dtype == "fp32"
+    rollout = omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
+    assert isinstance(rollout, RolloutConfig) and rollout.calculate_log_probs
+    assert config.actor_rollout_ref.actor.use_dynamic_bsz == config.actor_rollout_ref.rollout.log_prob_use_dynamic_bsz
+
+
+def test_verl_reads_the_embedded_model():
+    from verl.utils.config import omega_conf_to_dataclass
+
+    model = omega_conf_to_dataclass(composed(*BASE).actor_rollout_ref.model)
+    assert model.hf_config.model_type == "qwen3" and model.tokenizer.chat_template
+    assert not model.use_remove_padding and model.hf_config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_no_line_of_a_group_file_is_without_effect(path):
+    """What a group file says is what the composed config says; another file that has the last word is an error."""
+    names = list(BASE)
+    names[list(GROUPS).index(path.parent.name)] = path.stem
+    config = composed(*names)
+    dead = {}
+    for key, value in leaves(raw(path)):
+        found = OmegaConf.select(config, key, throw_on_missing=False)
+        wanted = OmegaConf.create({"value": value})
+        wanted._set_parent(config)
+        if value != "???" and found != wanted.value:
+            dead[key] = (wanted.value, found)
+    assert not dead, f"(written, composed): {dead}"
+
+
+def test_only_these_files_set_the_methods_own_settings():
+    """Defaults live on the dataclasses: a method file says what makes it a method, the embedded task what its size asks for."""
+    found = {}
+    for path in sorted(CONFIG.rglob("*.yaml")):
+        keys = {key for key, _ in leaves(raw(path).get("srpo", {}))}
+        if keys and path.parent.name == "method":
+            assert keys <= {"route", "beta", "mix"}, path
+        elif keys:
+            found[path.stem] = keys
+    assert found == {"sums": {"top_k", "teacher.max_prompt_tokens"}, "cpu": {"poll_seconds"}}
+
+
+# ------------------------------------------------------------------------------------------------------ the paper's table
+
+# method -> (route, beta, mix, learning rate, optimizer steps a batch)
+METHODS = {
+    "srpo": ("srpo", 1.0, 0.9, 5e-6, 1),
+    "srpo_no_dw": ("srpo", 0.0, 0.9, 5e-6, 1),
+    "grpo": ("grpo", 1.0, 0.9, 1e-6, 4),
+    "sdpo": ("sdpo", 0.0, 0.9, 1e-5, 1),
+    "advantage_mix": ("advantage_mix", 0.0, 0.9, 5e-6, 1),
+    "sdpo_incorrect_only": ("sdpo_incorrect_only", 0.0, 0.9, 1e-5, 1),
+    "sdpo_correct_only": ("sdpo_correct_only", 0.0, 0.9, 1e-5, 1),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_methods_are_the_papers(method):
+    config = composed(method, "parquet", "qwen3_8b", "gpu8")
+    settings, actor = read(config), config.actor_rollout_ref.actor
+    route, beta, mix, learning_rate, steps = METHODS[method]
+    assert (settings.route, settings.beta, settings.mix, actor.optim.lr) == (route, beta, mix, learning_rate)
+    assert config.data.train_batch_size == 32 and actor.ppo_mini_batch_size == 32 // steps
+    assert settings.needs_teacher == (method != "grpo")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "key, value",
+    {
+        "actor_rollout_ref.actor.clip_ratio_low": 0.2,
+        "actor_rollout_ref.actor.clip_ratio_high": 0.28,
+        "actor_rollout_ref.actor.use_kl_loss": False,
+        "actor_rollout_ref.actor.entropy_coeff": 0,
+        "actor_rollout_ref.actor.ppo_epochs": 1,
+        "actor_rollout_ref.actor.optim.optimizer": "AdamW",
+        "actor_rollout_ref.actor.optim.weight_decay": 0.01,
+        "actor_rollout_ref.actor.optim.lr_warmup_steps": 10,
+        "actor_rollout_ref.actor.optim.lr_scheduler_type": "constant",
+        "actor_rollout_ref.actor.optim.clip_grad": 1.0,
+        "actor_rollout_ref.actor.strategy": "fsdp2",
+        "actor_rollout_ref.rollout.n": 8,
+        "actor_rollout_ref.rollout.temperature": 1.0,
+        "actor_rollout_ref.rollout.top_p": 1.0,
+        "actor_rollout_ref.rollout.top_k": -1,
+        "actor_rollout_ref.rollout.val_kwargs.n": 16,
+        "actor_rollout_ref.rollout.val_kwargs.temperature": 0.6,
+        "actor_rollout_ref.rollout.val_kwargs.top_p": 0.95,
+        "actor_rollout_ref.rollout.val_kwargs.do_sample": True,
+        "algorithm.use_kl_in_reward": False,
+        "algorithm.norm_adv_by_std_in_grpo": False,
+        "algorithm.rollout_correction.rollout_is": "token",
+        "algorithm.rollout_correction.rollout_is_threshold": 2.0,
+        "data.max_prompt_length": 2048,
+        "data.max_response_length": 8192,
+        "data.apply_chat_template_kwargs.enable_thinking": False,
+        "srpo.alpha": 0.5,
+        "srpo.top_k": 100,
+        "srpo.correct_threshold": 0.5,
+        "srpo.average": "token",
+        "srpo.weight_scope": "mini_batch",
+        "srpo.system_prompt": None,
+        "srpo.teacher.ema_rate": 0.05,
+        "srpo.teacher.max_prompt_tokens": 10240,
+        "srpo.teacher.demonstration": "random",
+        "srpo.teacher.feedback": "off",
+    }.items(),
+    ids=lambda value: str(value),
+)
+def test_what_all_methods_share_is_the_papers(method, key, value):
+    assert OmegaConf.select(composed(method, "parquet", "qwen3_8b", "gpu8"), key) == value
+
+
+def test_the_teachers_template_is_the_papers():
+    expected = "Q\nCorrect solution:\n\nS\n\nCorrectly solve the original question."
+    assert TeacherConfig().template.replace("{prompt}", "Q").replace("{demonstration}", "S") == expected
+
+
+# ----------------------------------------------------------------------------------------------------- refused nonsense
+
+NAN, INF = float("nan"), float("inf")
+# key -> [(nonsense, what the message must say besides the key)]
+NONSENSE = {
+    "route": [("srop", "choose one of grpo, sdpo, srpo"), ("", "choose one of")],
+    "correct_threshold": [(NAN, "finite")],
+    "mix": [(-0.1, "[0, 1]"), (1.1, "[0, 1]"), (NAN, "[0, 1]")],
+    "beta": [(-1.0, "must not be negative"), (NAN, ""), (INF, "")],
+    "weight_scope": [("batch", "choose one of mini_batch, micro_batch")],
+    "alpha": [(-0.1, "[0, 1]"), (1.5, "[0, 1]"), (NAN, "[0, 1]")],
+    "top_k": [(0, "must be positive"), (-1, "must be positive")],
+    "average": [("row", "choose one of token, sequence")],
+    "seed": [(-1, "negative")],
+    "chunk_tokens": [(0, "must be positive")],
+    "poll_seconds": [(0.0, "must be positive"), (-1.0, "must be positive")],
+    "stall_seconds": [(0.0, "must be positive")],
+    "collapse_ratio": [(1.0, "[0, 1)"), (-0.1, "[0, 1)")],
+    "teacher.ema_rate": [(-0.05, "[0, 1]"), (1.05, "[0, 1]"), (NAN, "[0, 1]")],
+    "teacher.demonstration": [("best", "choose one of random, first, shortest, longest")],
+    "teacher.template": [("{prompt}", "lacks {demonstration}"), ("no fields", "lacks {prompt} and {demonstration}")],
+    "teacher.max_prompt_tokens": [(0, "must be positive")],
+    "teacher.overflow": [("cut", "choose one of shorten, reroute")],
+    "teacher.feedback": [("on", "choose one of off, append, replace")],
+    "teacher.feedback_template": [("{feedback}", "lacks {prompt}"), ("{prompt}", "lacks {feedback}")],
+}
+ANYTHING_GOES = {"system_prompt"}  # any text, or none
+
+
+def knobs() -> dict[str, str]:
+    """Dotted key -> field name of every setting."""
+    names = {field.name: field.name for field in fields(SRPOConfig) if field.name != "teacher"}
+    return names | {f"teacher.{field.name}": field.name for field in fields(TeacherConfig)}
+
+
+def test_nonsense_is_tried_for_every_knob():
+    assert NONSENSE.keys() | ANYTHING_GOES == knobs().keys()
+
+
+@pytest.mark.parametrize(
+    "key, value, says", [(key, value, says) for key, cases in NONSENSE.items() for value, says in cases]
+)
+def test_nonsense_is_refused_with_the_key_and_the_mend(key, value, says):
+    with changed(f"srpo.{key}", value) as config, pytest.raises(ValueError) as error:
+        check(config)
+    assert f"srpo.{key}" in str(error.value) and says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("srpo.bogus=1", "bogus"),
+        ("srpo.teacher.rate=0.1", "rate"),
+        ("srpo.top_k=many", "top_k"),
+        ("srpo.top_k=1.5", "top_k"),
+        ("srpo.beta=high", "beta"),
+        ("srpo.teacher.ema_rate=[0.1]", "ema_rate"),
+        ("srpo.seed=null", "seed"),
+        ("method=ppo", "ppo"),
+    ],
+)
+def test_unknown_keys_and_wrong_types_are_refused_while_composing(override, says):
+    with (
+        initialize_config_module("srpo_recipe_config", version_base=None),
+        pytest.raises((ConfigCompositionException, HydraException)) as error,
+    ):
+        compose("srpo", overrides=[override])
+    assert says in f"{error.value} {error.value.__cause__}"
+
+
+def test_a_key_forced_in_with_a_plus_is_refused_too():
+    """Hydra lets `+srpo.betta=0` through; without a check it would have no effect, or end the run in a worker."""
+    with pytest.raises(ValueError, match="betta"):
+        check(composed(*BASE, "+srpo.betta=0"))
+
+
+# key -> (value that contradicts the method, what the message must say)
+CONTRADICTIONS = {
+    "trainer.v1.trainer_mode": ("sync", "set it to srpo"),
+    "algorithm.adv_estimator": ("grpo", "set it to srpo"),
+    "actor_rollout_ref.actor.policy_loss.loss_mode": ("vanilla", "set it to srpo"),
+    "actor_rollout_ref.actor.loss_agg_mode": ("seq-mean-token-mean", "srpo.average"),
+    "actor_rollout_ref.actor.use_kl_loss": (True, "set it to False"),
+    "algorithm.use_kl_in_reward": (True, "set it to False"),
+    "algorithm.rollout_correction.bypass_mode": (True, "set it to False"),
+    "actor_rollout_ref.model.use_fused_kernels": (True, "set it to False"),
+    "actor_rollout_ref.model.lora_rank": (8, "set it to 0"),
+    "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size": (2, "set it to 1"),
+    "actor_rollout_ref.actor.strategy": ("megatron", "use fsdp2"),
+    "algorithm.rollout_correction.rollout_is": ("sequence", "must be token"),
+    "actor_rollout_ref.rollout.calculate_log_probs": (False, "calculate_log_probs=True"),
+    "actor_rollout_ref.rollout.n": (1, "at least 2"),
+    "actor_rollout_ref.actor.ppo_mini_batch_size": (5, "must be a multiple of"),
+    "actor_rollout_ref.ref.fsdp_config.model_dtype": ("bf16", "fp32"),
+}
+
+
+@pytest.mark.parametrize("key", CONTRADICTIONS)
+def test_what_contradicts_the_method_is_refused(key):
+    value, says = CONTRADICTIONS[key]
+    with changed(key, value) as config, pytest.raises(ValueError) as error:
+        check(config)
+    assert key in str(error.value) and says in str(error.value)
+
+
+def test_every_check_is_tried():
+    """Each row of check's table and each `_require` of it is the one that a contradiction above runs into."""
+    tree = ast.parse(Path(config_module.__file__).read_text())
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check")
+    loop = next(node for node in function.body if isinstance(node, ast.For))
+    assert {row.elts[0].value for row in loop.iter.elts} <= CONTRADICTIONS.keys()
+    calls = {
+        (node.lineno, node.end_lineno)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_require"
+    }
+    hit = set()
+    for key, (value, _) in CONTRADICTIONS.items():
+        with changed(key, value) as config, pytest.raises(ValueError) as error:
+            check(config)
+        line = next(entry.lineno + 1 for entry in error.traceback if entry.name == "check")
+        hit |= {call for call in calls if call[0] <= line <= call[1]}
+    assert hit == calls
+
+
+def test_a_batch_that_the_optimizer_steps_do_not_divide_is_refused():
+    message = "must be a multiple of method.optimizer_steps=5"
+    with changed("method.optimizer_steps", 5) as config, pytest.raises(InterpolationResolutionError, match=message):
+        check(config)
+
+
+def test_grpo_needs_no_teacher_so_its_precision_does_not_matter():
+    base = ("grpo", *BASE[1:])
+    with changed("actor_rollout_ref.ref.fsdp_config.model_dtype", "bf16", base) as config:
+        assert check(config).route == "grpo"
+
+
+# ------------------------------------------------------------------------------------------------- no knob without effect
+
+
+def settings_read() -> set[str]:
+    """Attributes read from something called srpo, settings or teacher, in the package's modules other than config.py."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        if path.name == "config.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+                if owner in ("srpo", "settings", "teacher"):
+                    found.add(f"teacher.{node.attr}" if owner == "teacher" else node.attr)
+    return found
+
+
+@pytest.mark.parametrize("key", knobs())
+def test_every_knob_is_read_outside_the_config(key):
+    assert key in settings_read()

@@ -1,0 +1,152 @@
+"""Real runs on the CPU: verl, Ray, FSDP2 over gloo on two ranks, vLLM, the embedded model and task.
+
+One run of three steps is the yardstick; a second one is started from a copy of its checkpoint of step 2 and has to do step 3
+again, with the same data, the same draws, the same teacher, the same optimiser.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from srpo_recipe.metrics import read_lines
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+RANKS = 2
+PROMPTS, ROLLOUTS, STEPS = 8, 4, 3
+SETTINGS = [
+    f"trainer.n_gpus_per_node={RANKS}",
+    f"data.train_batch_size={PROMPTS}",
+    f"actor_rollout_ref.rollout.n={ROLLOUTS}",
+    f"trainer.total_training_steps={STEPS}",
+    "method.optimizer_steps=2",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=512",
+    "trainer.save_freq=1",
+    "trainer.max_actor_ckpt_to_keep=null",
+    "trainer.test_freq=-1",
+    "trainer.val_before_train=false",
+    "task.generate.train_size=64",
+    "task.generate.test_size=8",
+    "run.name=run",
+]
+
+
+def train(root: Path, *overrides: str) -> str:
+    """Run the entry point in a process of its own; returns what it printed."""
+    log = root / "log.txt"
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "srpo_recipe.main", *SETTINGS, f"run.root={root}", *overrides]
+    with log.open("w") as file:
+        code = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, timeout=420, cwd=root
+        ).returncode
+    text = log.read_text()
+    assert code == 0, f"{' '.join(command)}\n{text[-6000:]}"
+    return text
+
+
+def tensors(folder: Path, kind: str) -> list[dict]:
+    """State dicts of all ranks of one kind of checkpoint file."""
+    files = sorted(folder.glob(f"{kind}_world_size_{RANKS}_rank_*.pt"))
+    assert len(files) == RANKS, f"{folder} holds {files}"
+    return [torch.load(file, weights_only=False) for file in files]
+
+
+def assert_same(left, right, where: str = "") -> None:
+    """Equal bit for bit, through dictionaries, lists and sharded tensors."""
+    if hasattr(left, "to_local"):
+        left, right = left.to_local(), right.to_local()
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), f"{where} differs by {(left.float() - right.float()).abs().max()}"
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}/{key}")
+    elif isinstance(left, list | tuple):
+        for number, pair in enumerate(zip(left, right, strict=True)):
+            assert_same(*pair, f"{where}/{number}")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The uninterrupted run: its folder."""
+    root = tmp_path_factory.mktemp("whole")
+    text = train(root)
+    json_lines = [line for line in text.splitlines() if line.startswith("{")]
+    (root / "last_line.json").write_text(json_lines[-1])
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def resumed(whole, tmp_path_factory) -> Path:
+    """The run that was lost after step 2 and started again: its folder."""
+    root = tmp_path_factory.mktemp("resumed")
+    checkpoints = root / "run" / "checkpoints"
+    shutil.copytree(whole / "checkpoints" / "global_step_2", checkpoints / "global_step_2")
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text("2")
+    shutil.copy(whole / "metrics.jsonl", root / "run" / "metrics.jsonl")
+    train(root)
+    return root / "run"
+
+
+def test_a_run_ends_with_its_summary(whole):
+    summary = json.loads((whole.parent / "last_line.json").read_text())
+    assert (summary["method"], summary["steps"], summary["seed"]) == ("srpo", STEPS, 42)
+    assert Path(summary["plot"]).stat().st_size > 10_000
+    assert 0 < summary["first_step_seconds"] < summary["seconds"]
+    assert summary == json.loads((whole / "summary.json").read_text())
+
+
+def test_the_teacher_sees_the_routed_rows_and_no_others(whole):
+    lines = read_lines(whole / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    for line in lines:
+        routed = line["route/distill_share"] * PROMPTS * ROLLOUTS
+        assert line["teacher/rows_routed"] == pytest.approx(routed) and routed > 0
+        assert line["teacher/rows_forwarded"] == RANKS * -(-line["teacher/rows_routed"] // RANKS)
+
+
+def test_the_loss_counts_every_token_once_and_weights_to_one(whole):
+    for line in read_lines(whole / "metrics.jsonl"):
+        assert line["actor/policy/token_share"] + line["actor/distill/token_share"] == pytest.approx(1.0, abs=1e-6)
+        assert line["actor/distill/weight_mean"] == pytest.approx(1.0, abs=1e-5)
+        assert line["actor/distill/teacher_entropy"] > 0.05
+        # What the engine sampled from and what the trainer scores are the same distribution.
+        assert abs(line["actor/policy/importance"] - 1.0) < 1e-3
+        total = line["actor/pg_loss"] + line["actor/distill/loss"]
+        assert line["actor/loss"] == pytest.approx(total, abs=1e-5)
+
+
+def test_every_stage_is_timed(whole):
+    line = read_lines(whole / "metrics.jsonl")[-1]
+    for stage in ("gen", "route", "old_log_prob", "teacher", "adv", "update_actor", "update_weights", "step"):
+        assert line[f"timing_s/{stage}"] >= 0.0, stage
+
+
+def test_the_teacher_moved_and_is_not_the_student(whole):
+    first, last = (tensors(whole / "checkpoints" / f"global_step_{step}" / "teacher", "model") for step in (1, 3))
+    student = tensors(whole / "checkpoints" / "global_step_3" / "actor", "model")
+    name = "model.norm.weight"
+    assert not torch.equal(first[0][name].to_local(), last[0][name].to_local())
+    assert not torch.equal(student[0][name].to_local(), last[0][name].to_local())
+
+
+@pytest.mark.parametrize("folder, kind", [("teacher", "model"), ("actor", "model"), ("actor", "optim")])
+def test_a_resumed_run_ends_with_the_same_state(whole, resumed, folder, kind):
+    left, right = (tensors(run / "checkpoints" / "global_step_3" / folder, kind) for run in (whole, resumed))
+    assert_same(left, right)
+
+
+def test_a_resumed_run_continues_the_metrics(whole, resumed):
+    left, right = (read_lines(run / "metrics.jsonl") for run in (whole, resumed))
+    assert [line["step"] for line in right] == [1, 2, 3]
+    assert right[:2] == left[:2]
+    for key in left[2]:
+        if not key.startswith(("timing", "perf/", "actor/perf/", "run/", "actor/mfu")):
+            assert right[2][key] == left[2][key], key

@@ -1,0 +1,258 @@
+"""What a user is shown: the metrics file across a resume, the warnings, the summary, and several runs side by side."""
+
+import json
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from srpo_recipe import compare, report
+from srpo_recipe.config import SRPOConfig
+from srpo_recipe.metrics import FIRST_STEPS, JsonLines, StepLog, read_lines
+
+KEY = "val-core/sums/acc/mean@4"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def line(step: int, **changes) -> dict:
+    """The metrics of an ordinary step."""
+    return {
+        "step": step,
+        "route/reward": 0.5,
+        "route/correct_share": 0.5,
+        "route/teacher_available_share": 0.9,
+        "route/distill_share": 0.4,
+        "route/rerouted": 0,
+        "route/response_length": 30.0,
+        "route/response_length_policy": 31.0,
+        "route/response_length_distill": 29.0,
+        "actor/distill/teacher_entropy": 0.3,
+        "actor/distill/weight_mean": 1.0,
+        "actor/distill/weight_square": 1.25,
+        "run/seconds_since_start": 10.0 * step,
+        **changes,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------ metrics.jsonl
+
+
+def test_a_new_run_starts_a_new_file_and_a_resumed_one_drops_what_comes_after_the_checkpoint(tmp_path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    first = JsonLines(str(path), resumed_step=0)
+    for step in range(1, 6):
+        first.log({"a": step, "text": "left out", "flag": None}, step)
+    assert read_lines(path) == [{"step": step, "a": float(step)} for step in range(1, 6)]
+
+    resumed = JsonLines(str(path), resumed_step=3)
+    assert [entry["step"] for entry in read_lines(path)] == [1, 2, 3]
+    resumed.log({"a": 40}, 4)
+    assert [entry["a"] for entry in read_lines(path)] == [1, 2, 3, 40]
+
+    JsonLines(str(path), resumed_step=0)
+    assert read_lines(path) == []
+    assert [entry.name for entry in path.parent.iterdir()] == ["metrics.jsonl"]  # no scratch file is left
+
+
+def test_a_line_cut_by_a_kill_is_ignored_and_gone_after_the_resume(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}\n{"step": 3, "a"')
+    assert [entry["step"] for entry in read_lines(path)] == [1, 2]
+    JsonLines(str(path), resumed_step=2).log({"a": 3.0}, 3)
+    assert [entry["step"] for entry in read_lines(path)] == [1, 2, 3]
+    assert read_lines(tmp_path / "none.jsonl") == []
+
+
+# ------------------------------------------------------------------------------------------------------------- StepLog
+
+
+@pytest.fixture
+def write(capsys):
+    """Write steps through one StepLog; returns what it printed and the metrics it added to."""
+
+    def make(**settings):
+        log = StepLog(OmegaConf.create({"run": {"started_at": 0}}), SRPOConfig(**settings))
+
+        def one(step: int = 1, seconds: float = 2.0, **changes):
+            metrics = {**line(step), **changes}
+            del metrics["step"]
+            log.write(step, 10, metrics, {"step": seconds})
+            return capsys.readouterr().out, metrics
+
+        return one
+
+    return make
+
+
+def test_the_step_line_shows_what_matters(write):
+    out, metrics = write()(3, 2.0, **{KEY: 0.25})
+    assert metrics["actor/distill/weight_std"] == pytest.approx(0.5)
+    assert metrics["run/seconds_since_start"] >= 0
+    for part in ("step 3/10", "reward 0.500", "held-out 0.250", "routed 40%", "teacher 90%", "w 1.00±0.50", "H 0.300"):
+        assert part in out, out
+    for part in ("len grpo 31 sdpo 29", "2.0 s", "0:14 left"):
+        assert part in out, out
+    assert "WARNING" not in out and out.count("\n") == 1
+
+
+WARNINGS = {
+    "no rollout was correct": ({"route/correct_share": 0.0, "route/distill_share": 0.0}, {}),
+    "every rollout was correct": ({"route/correct_share": 1.0, "route/distill_share": 0.0}, {}),
+    "no rollout has a correct sibling": ({"route/teacher_available_share": 0.0, "route/distill_share": 0.0}, {}),
+    "no rollout took the distillation route": ({"route/distill_share": 0.0}, {}),
+    "all token weights are equal": ({"actor/distill/weight_square": 1.0}, {}),
+    "did not fit": ({"route/rerouted": 3}, {}),
+}
+
+
+@pytest.mark.parametrize("text", WARNINGS)
+def test_a_method_that_does_nothing_says_so(write, text):
+    changes, settings = WARNINGS[text]
+    out, _ = write(**settings)(**changes)
+    warnings = [entry for entry in out.splitlines() if entry.startswith("WARNING")]
+    assert len(warnings) == 1 and text in warnings[0], out
+
+
+@pytest.mark.parametrize(
+    "settings, changes",
+    [
+        ({}, {}),
+        # GRPO distils nothing and has no teacher: nothing to warn of
+        ({"route": "grpo"}, {"route/distill_share": 0.0, "route/teacher_available_share": 0.0}),
+        # without dynamic weighting equal weights are what was asked for
+        ({"beta": 0.0}, {"actor/distill/weight_square": 1.0}),
+        ({"route": "sdpo", "beta": 0.0}, {"actor/distill/weight_square": 1.0}),
+    ],
+)
+def test_an_ordinary_step_has_no_warning(write, settings, changes):
+    assert "WARNING" not in write(**settings)(**changes)[0]
+
+
+def test_length_collapse_is_measured_against_the_first_steps(write):
+    one = write(collapse_ratio=0.3)
+    for step in range(1, FIRST_STEPS + 1):
+        assert "WARNING" not in one(step, **{"route/response_length": 100.0})[0]
+    assert "WARNING" not in one(FIRST_STEPS + 1, **{"route/response_length": 31.0})[0]
+    assert "shrank from 100 to 29 tokens" in one(FIRST_STEPS + 2, **{"route/response_length": 29.0})[0]
+
+
+def test_a_warning_is_repeated_ever_more_rarely(write):
+    one = write()
+    said = [step for step in range(1, 101) if "WARNING" in one(step, **{"route/rerouted": 1})[0]]
+    assert said == [1, 10, 100]
+
+
+# -------------------------------------------------------------------------------------------------- summary and curve
+
+
+def write_run(folder, method="srpo", seed=1, accuracy=(0.25, 0.5, 0.75), **changes):
+    """A finished run's metrics: held-out accuracy at steps 0, 2, 4; training steps 1 to 4."""
+    folder.mkdir(parents=True)
+    lines = [{"step": 0, KEY: accuracy[0]}]
+    for step in range(1, 5):
+        held_out = {KEY: accuracy[step // 2]} if step % 2 == 0 else {}
+        lines.append(line(step, **{"route/distill_share": 0.5 - 0.1 * step, **held_out, **changes}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    return OmegaConf.create(
+        {
+            "run": {"dir": str(folder)},
+            "method": {"name": method},
+            "srpo": {"seed": seed},
+            "trainer": {"default_local_dir": str(folder / "checkpoints")},
+        }
+    )
+
+
+def test_the_summary(tmp_path, capsys):
+    summary = report.summarise(write_run(tmp_path / "run"))
+    expected = {
+        "method": "srpo",
+        "seed": 1,
+        "steps": 4,
+        "before": 0.25,
+        "after": 0.75,
+        "metric": KEY,
+        "seconds": 40.0,
+        "first_step_seconds": 10.0,
+        "routed_share_first": pytest.approx(0.4),
+        "routed_share_last": pytest.approx(0.1),
+    }
+    assert {key: summary[key] for key in expected} == expected
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    picture = (tmp_path / "run" / "curve.png").read_bytes()
+    assert picture.startswith(PNG) and len(picture) > 5000
+    out = capsys.readouterr().out
+    assert "held-out avg@4 on sums: 25.0% before, 75.0% after" in out and "40% 30% 20% 10%" in out
+
+
+def test_a_run_without_validation_or_without_teacher_still_has_a_summary(tmp_path):
+    config = write_run(tmp_path / "run", method="grpo")
+    lines = [
+        {key: value for key, value in entry.items() if key != KEY and not key.startswith("actor/distill")}
+        for entry in read_lines(tmp_path / "run" / "metrics.jsonl")
+    ]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    summary = report.summarise(config)
+    assert summary["before"] is summary["after"] is summary["metric"] is None
+    assert (tmp_path / "run" / "curve.png").stat().st_size > 5000
+
+
+def test_a_run_without_a_training_step_is_an_error_that_says_where_to_look(tmp_path):
+    config = write_run(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps({"step": 0, KEY: 0.5}) + "\n")
+    with pytest.raises(RuntimeError, match="metrics.jsonl holds no training step"):
+        report.summarise(config)
+
+
+def test_only_held_out_accuracy_counts_as_such():
+    assert report.held_out_key([{"step": 1, "val-aux/sums/acc/mean@4": 1, "val-core/sums/acc/best@4/mean": 1}]) is None
+    assert report.held_out_key([{"step": 1}, {"step": 2, KEY: 1}]) == KEY
+    assert report.HELD_OUT.match("val-core/sciknow/chem/reward/mean@16")["source"] == "sciknow/chem"
+
+
+# -------------------------------------------------------------------------------------------------------------- compare
+
+
+@pytest.fixture
+def several(tmp_path):
+    """Two seeds of srpo, one of grpo, and an unfinished run."""
+    for name, method, seed, accuracy in (
+        ("a", "srpo", 2, (0.25, 0.75, 0.65)),
+        ("b", "srpo", 1, (0.25, 0.65, 0.55)),
+        ("c", "grpo", 1, (0.25, 0.35, 0.45)),
+    ):
+        report.summarise(write_run(tmp_path / name, method, seed, accuracy))
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "metrics.jsonl").write_text(json.dumps(line(1)) + "\n")
+    return tmp_path
+
+
+def test_the_table_of_several_runs(several, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare", str(several)])
+    compare.main()
+    grpo, srpo = json.loads((several / "comparison.json").read_text())
+    assert (grpo["method"], grpo["seeds"], grpo["last_spread"]) == ("grpo", [1], None)
+    assert srpo["method"] == "srpo" and srpo["seeds"] == [1, 2] and srpo["steps"] == 4
+    assert srpo["before"] == pytest.approx(0.25)
+    assert (srpo["best"], srpo["best_step"]) == (pytest.approx(0.7), 2)
+    assert srpo["last"] == pytest.approx(0.6) and srpo["last_by_seed"] == pytest.approx([0.55, 0.65])
+    assert srpo["last_spread"] == pytest.approx(0.1 / 2**0.5)
+    table = (several / "comparison.md").read_text()
+    assert "| srpo | 1 2 | 4 | 25.0 | 70.0 (2) | 60.0 | 7.1 | 55.0 65.0 | 40 |" in table
+    assert "| grpo | 1 | 4 | 25.0 | 45.0 (4) | 45.0 | - | 45.0 | 40 |" in table
+    picture = (several / "comparison.png").read_bytes()
+    assert picture.startswith(PNG) and len(picture) > 5000
+    assert table in capsys.readouterr().out
+
+
+def test_runs_of_different_length_are_compared_where_both_have_values(several):
+    path = several / "a" / "metrics.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in read_lines(path) if entry["step"] <= 2))
+    runs = compare.load(several)
+    steps, values = compare.curve(runs["srpo"], KEY)
+    assert steps.tolist() == [0, 2] and values.shape == (2, 2)
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(SystemExit, match="no finished run"):
+        compare.load(tmp_path)
