@@ -33,6 +33,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from srpo_recipe.config import TEACHER_TEMPLATE  # noqa: E402
 from srpo_recipe.tasks import sums  # noqa: E402
 
 PAD, EOS, BOT, UNK = "<|pad|>", "<|im_end|>", "<|im_start|>", "<unk>"
@@ -42,8 +43,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-# The self-teacher's user turn (README, "The self-teacher"); the closing instruction is part of it.
-TEACHER_TURN = "{prompt}\nCorrect solution:\n\n{demonstration}\n\nCorrectly solve the original question."
 MAX_RESPONSE = 48
 
 
@@ -110,7 +109,7 @@ def example(tokenizer, rng: random.Random, shown: bool, slip: float) -> tuple[li
     terms = sums.draw_terms(rng, "train")
     turn = sums.prompt_text(terms)
     if shown:
-        turn = TEACHER_TURN.format(prompt=turn, demonstration=sums.correct_solution(terms, rng))
+        turn = TEACHER_TEMPLATE.format(prompt=turn, demonstration=sums.correct_solution(terms, rng))
         response = sums.correct_solution(terms, rng)
     else:
         response = sums.slipping_solution(terms, rng, slip)
@@ -226,7 +225,7 @@ def measure(model, tokenizer, seed: int, problems: int = 256, group: int = 8) ->
         siblings = [other for other in range(start, start + group) if rewards[other] == 1.0 and other != row]
         if rewards[row] == 0.0 and siblings:
             demonstration = texts[rng.choice(siblings)]
-            teacher_turns.append(TEACHER_TURN.format(prompt=sums.prompt_text(terms), demonstration=demonstration))
+            teacher_turns.append(TEACHER_TEMPLATE.format(prompt=sums.prompt_text(terms), demonstration=demonstration))
             failed.append(texts[row])
             shown_of.append(terms)
     all_wrong = sum(not any(rewards[s : s + group]) for s in range(0, len(rewards), group)) / problems

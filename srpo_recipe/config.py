@@ -122,7 +122,9 @@ def read(config: DictConfig) -> SRPOConfig:
 
 def from_plain(section: Any) -> SRPOConfig:
     """The same from a copy that lost its type on the way to a worker."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SRPOConfig), section))
+    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SRPOConfig), section))
+    assert isinstance(settings, SRPOConfig)
+    return settings
 
 
 def check(config: DictConfig) -> SRPOConfig:

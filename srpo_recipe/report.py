@@ -30,6 +30,13 @@ def held_out_key(lines: list[dict]) -> str | None:
     return next((key for line in lines for key in sorted(line) if HELD_OUT.match(key)), None)
 
 
+def held_out_name(key: str) -> str:
+    """`avg@k on SOURCE` for a key that `held_out_key` found."""
+    match = HELD_OUT.match(key)
+    assert match, key
+    return f"avg@{match['k']} on {match['source']}"
+
+
 def summarise(config: DictConfig) -> dict[str, Any]:
     """Draw the curve, print what a reader wants first, and return the object that is printed last. Writes summary.json."""
     run_dir = Path(config.run.dir)
@@ -59,9 +66,8 @@ def summarise(config: DictConfig) -> dict[str, Any]:
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     shown = [shares[i] for i in range(0, len(shares), max(1, len(shares) // 10))]
     print(f"routed share by step ({len(shares)} steps): " + " ".join(f"{share:.0%}" for share in shown))
-    if accuracy:
-        match = HELD_OUT.match(key)
-        print(f"held-out avg@{match['k']} on {match['source']}: {accuracy[0]:.1%} before, {accuracy[-1]:.1%} after")
+    if key:
+        print(f"held-out {held_out_name(key)}: {accuracy[0]:.1%} before, {accuracy[-1]:.1%} after")
     print(f"metrics {metrics_path}\ncurve   {plot_path}\nweights {config.trainer.default_local_dir}")
     return summary
 
@@ -72,7 +78,7 @@ def draw_run(lines: list[dict], key: str | None, path: Path, title: str) -> None
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 7), sharex=True)
     top.plot(*series(lines, "route/correct_share"), color="0.6", label="training, correct")
     if key:
-        top.plot(*series(lines, key), "o-", color="tab:green", label=f"held out, avg@{HELD_OUT.match(key)['k']}")
+        top.plot(*series(lines, key), "o-", color="tab:green", label=f"held out, {held_out_name(key)}")
     top.plot(*series(lines, "route/distill_share"), "--", color="tab:red", label="routed to the self-teacher")
     top.set(ylim=(0, 1), title=title, ylabel="share")
     top.legend()

@@ -77,9 +77,10 @@ def row_seed(seed: int, step: int, index: int, session: int) -> int:
 class SRPOTrainer(PPOTrainerSync):
     """verl's synchronous trainer with sample routing and an EMA self-teacher."""
 
+    routed: RoutedBatch  # of the current step, set by `_route`
+
     def __init__(self, config):
         self.srpo = from_plain(config.srpo)
-        self.routed: RoutedBatch | None = None
         self.step_log = step_metrics.StepLog(config, self.srpo)
         super().__init__(config)
 
@@ -287,7 +288,7 @@ class SRPOTrainer(PPOTrainerSync):
     def _score(self, samples: list[dict], ranks: int) -> list[tuple[Tensor, Tensor]]:
         """Run `SRPOWorker.compute_teacher`; returns (log-probs [R * K], entropy [R]) of each sample."""
         lengths = torch.tensor([len(sample["prompt"]) + len(sample["response"]) for sample in samples])
-        shares = get_seqlen_balanced_partitions(calculate_workload(lengths), k_partitions=ranks, equal_size=True)
+        shares = get_seqlen_balanced_partitions(calculate_workload(lengths).tolist(), k_partitions=ranks, equal_size=True)
         order = [sample for share in shares for sample in share]
         keys = [f"teacher_{self.global_steps}_{sample}" for sample in order]
         rows = [samples[sample] for sample in order]

@@ -29,7 +29,7 @@ from ray.exceptions import RayActorError, RayError
 
 POLL_SECONDS = 5.0  # between two looks at the servers
 GRACE_SECONDS = 5.0  # for verl to raise by itself before a process is ended
-LOG_LINES = 40  # of a log with an error in it; QUIET_LINES of one without
+LOG_LINES = 80  # of a log with an error in it; QUIET_LINES of one without
 QUIET_LINES = 5
 FAILURE_FILE = "failure.txt"
 _NAMESPACE = b"srpo_recipe"
@@ -42,7 +42,7 @@ SYNC = """\
 Training and vLLM must hold the same model: compare actor_rollout_ref.model.path, dtypes, quantization and tensor
 parallelism with the error above. A tensor larger than a bucket fails here too: raise
 actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes."""
-STALL = """Slow, not stuck? Raise srpo.stall_seconds. Otherwise the log or the stacks above show where it waits."""
+STALL = """Slow, not stuck? Raise srpo.stall_seconds. Otherwise the log or the stack above show where it waits."""
 OTHER = "The traceback above is the cause."
 
 
@@ -51,7 +51,10 @@ OTHER = "The traceback above is the cause."
 
 def compose(headline: str, stage: str, error: str, advice: str, log: str = "") -> str:
     """The text of a failure: what happened, when, the error itself, the end of the worker's log, what to do."""
-    parts = [f"The run ended: {headline}", f"Stage: {stage}", "", plain(error).strip()]
+    parts = [f"The run ended: {headline}", f"Stage: {stage}"]
+    if cause := first_error(log.splitlines()):
+        parts.append(f"First error in its log: {cause}")
+    parts += ["", plain(error).strip()]
     if log:
         parts += ["", log.rstrip()]
     return "\n".join([*parts, "", "What to do", advice]) + "\n"
@@ -96,7 +99,8 @@ def ended_clearly(run_dir: str):
         ray.shutdown()  # ends the run's processes, and their output
         path.write_text(text)
         sys.stdout.flush()
-        print(f"\n{text}\n{text.splitlines()[0]} (all of this: {path})", file=sys.stderr, flush=True)
+        summary = text.split("\n\n")[0]
+        print(f"\n{text}\n{summary}\nAll of this is in {path}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
 
 
@@ -159,6 +163,17 @@ def last_words(lines: list[str]) -> list[str]:
     recent = lines[-5 * LOG_LINES :]
     errors = [place for place, line in enumerate(recent) if re.search(r"\bERROR\b|Traceback \(most recent", line)]
     return recent[errors[0] :][-LOG_LINES:] if errors else recent[-QUIET_LINES:]
+
+
+def first_error(lines: list[str]) -> str:
+    """The exception that began a chain in vLLM's log; a failed clean-up or an EngineDeadError may hide it."""
+    bare = [re.sub(r"^\s*(\(\w+ pid=\d+\) )?(ERROR \S+ \S+ \[[^]]*\] ?)?", "", line) for line in lines]
+    bare = [line for line in bare if line]
+    for before, line in zip(bare, bare[1:], strict=False):
+        if line.startswith(("During handling of the above exception", "The above exception was the direct cause")):
+            return before
+    errors = [line for line in bare if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+    return next((line for line in errors if "EngineDeadError" not in line), "")
 
 
 def engine_error(server) -> str | None:
@@ -318,6 +333,7 @@ class SyncWatch:
     def __init__(self, rollout, stall_seconds: float, end: Callable[[], None] = end):
         self.rollout, self.stall_seconds, self.end = rollout, stall_seconds, end
         self.progress: float | None = None  # time of the last one; None outside a sync
+        self.thread = 0  # in which the sync runs
         self.answer: concurrent.futures.Future | None = None  # of the vLLM side to the sync that runs
         self._wrap()
         threading.Thread(target=self._watch, name="srpo-sync-watch", daemon=True).start()
@@ -345,7 +361,7 @@ class SyncWatch:
 
     @contextmanager
     def _running(self):
-        self.progress = time.monotonic()
+        self.thread, self.progress = threading.get_ident(), time.monotonic()
         try:
             yield
         finally:
@@ -384,7 +400,9 @@ class SyncWatch:
         limit = self.stall_seconds + (0 if answer is not None else GRACE_SECONDS)
         if progress is None or self.progress is None or time.monotonic() - progress <= limit:
             return None
-        error = f"No tensor was taken for {limit:.0f} s (srpo.stall_seconds={self.stall_seconds}).\n\n{stacks()}"
+        error = (
+            f"No tensor was taken for {limit:.0f} s (srpo.stall_seconds={self.stall_seconds}).\n\n{stack(self.thread)}"
+        )
         return compose("the weight sync stands still", stage, error, STALL, self._server_log())
 
     def _server_log(self) -> str:
@@ -392,11 +410,7 @@ class SyncWatch:
         return Server(handle, "").log() if handle is not None else ""
 
 
-def stacks() -> str:
-    """Where the other threads of this process are, innermost call last."""
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    parts = []
-    for ident, frame in sys._current_frames().items():
-        if ident != threading.get_ident() and ident in names:
-            parts.append(f"thread {names[ident]}\n" + "".join(traceback.format_stack(frame)[-6:]))
-    return "\n".join(parts)
+def stack(thread: int) -> str:
+    """Where a thread of this process is, innermost call last."""
+    frame = sys._current_frames().get(thread)
+    return "It waits here:\n" + "".join(traceback.format_stack(frame)[-8:]) if frame else ""

@@ -49,7 +49,7 @@ def srpo_policy_loss(
     advantages: Tensor,
     response_mask: Tensor,
     loss_agg_mode: str = "token-mean",
-    config: ActorConfig | None = None,
+    config: ActorConfig = None,
     rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """The policy-gradient part under verl's own name: grpo.clipped_policy_loss, summed by loss.routed_part.
@@ -194,6 +194,8 @@ class RoutedEngine(FSDPEngineWithLMHead):
     (verl parks a forward-only FSDP2 model in pinned host memory, transformer_impl.py:459), and its weights are averaged.
     """
 
+    srpo: SRPOConfig  # set by SRPOWorker.init_model
+
     def __init__(self, model_config, engine_config, optimizer_config, checkpoint_config):
         model_config.model_type = "language_model"
         self.is_teacher = engine_config.forward_only
@@ -201,7 +203,6 @@ class RoutedEngine(FSDPEngineWithLMHead):
             engine_config = replace(engine_config, forward_only=False)
             checkpoint_config = CheckpointConfig(save_contents=["model"], load_contents=["model"])
         super().__init__(model_config, engine_config, optimizer_config, checkpoint_config)
-        self.srpo: SRPOConfig | None = None
         self.teacher: RoutedEngine | None = None
 
     def _build_optimizer(self, module):
@@ -219,6 +220,7 @@ class RoutedEngine(FSDPEngineWithLMHead):
 
     def relative_teacher_distance(self) -> float:
         """|teacher - student| / |student| over all weights of all ranks."""
+        assert self.teacher is not None
         sums = torch.stack(ema_distance(self.teacher.module.parameters(), self.module.parameters())).to(get_device_id())
         torch.distributed.all_reduce(sums)
         return float((sums[0] / sums[1]).sqrt())
@@ -330,8 +332,8 @@ class SRPOWorker(ActorRolloutRefWorker):
         if self.ref is not None:
             self.ref.engine.srpo = self.srpo
             self.actor.engine.teacher = self.ref.engine
-        actor_config = self.loss_fn.keywords["config"]
-        self.loss_fn = partial(routed_ppo_loss, actor_config, self.srpo)
+        actor_config = self.loss_fn.keywords["config"]  # verl has built it into its own loss
+        self.loss_fn: partial = partial(routed_ppo_loss, actor_config, self.srpo)
         self.actor.set_loss_fn(self.loss_fn)
         self.sync_watch = SyncWatch(self.rollout, self.srpo.stall_seconds)
 

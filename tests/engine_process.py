@@ -265,7 +265,9 @@ class Run:
         for stage, engine, batch in (("student_ids", self.student, data), ("teacher", self.teacher, scored)):
             with engine.eval_mode():
                 output = engine.infer_batch(batch, loss_function=None)["model_output"]
-            self.found[f"{stage}_pass"] = {key: [row.clone() for row in value.unbind()] for key, value in output.items()}
+            self.found[f"{stage}_pass"] = {
+                key: [row.clone() for row in value.unbind()] for key, value in output.items()
+            }
 
         def log_probs(row):
             with torch.no_grad():

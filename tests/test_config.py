@@ -92,7 +92,9 @@ def test_every_shipped_config_composes_resolves_and_passes_check(names):
     settings = check(config)
     assert isinstance(settings, SRPOConfig) and settings == from_plain(OmegaConf.to_container(config.srpo))
     missing = OmegaConf.missing_keys(config)
-    assert not {key for key in missing if key.split(".")[0] in ("srpo", "task", "run", "data", "trainer", "actor_rollout_ref")}
+    assert not {
+        key for key in missing if key.split(".")[0] in ("srpo", "task", "run", "data", "trainer", "actor_rollout_ref")
+    }
     rows = dict(describe(config, settings))
     assert rows["route rule"].startswith(settings.route) and names[0] in str(config.method.name)
 

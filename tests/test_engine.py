@@ -109,7 +109,10 @@ def test_a_mini_batch_on_no_route_gives_zero_and_no_nan(runs):
 
 def test_the_knobs_change_the_loss(runs):
     """weight_scope=micro_batch depends on the split, and only on it; average=sequence is another mean."""
-    srpo, micro = runs[1]["loss"]["srpo", "one"], [runs[1]["loss"]["micro_scope", split] for split in ("one", "four", "row")]
+    srpo, micro = (
+        runs[1]["loss"]["srpo", "one"],
+        [runs[1]["loss"]["micro_scope", split] for split in ("one", "four", "row")],
+    )
     assert micro[0] == pytest.approx(srpo, rel=1e-6)
     assert all(abs(loss / srpo - 1) > 1e-4 for loss in micro[1:])
     assert abs(runs[1]["loss"]["sequence", "one"] / srpo - 1) > 1e-2

@@ -33,7 +33,9 @@ def make_bpe() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_tokens(["<think>", "</think>"])
     fast = PreTrainedTokenizerFast(
@@ -59,7 +61,9 @@ def builder(tokenizer, max_tokens=10_000, template=TEACHER_TEMPLATE, **options) 
 
 def chat_ids(tokenizer, messages, **options) -> list[int]:
     options = {"enable_thinking": False, **options}
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False, **options)
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False, **options
+    )
 
 
 def control_ids(tokenizer, ids) -> list[int]:
@@ -203,7 +207,9 @@ def test_feedback_stands_after_the_demonstration_or_instead_of_it():
     both = tokenizer.decode(build.build(QUESTION, "the sum is 42", feedback="41 is wrong").ids)
     assert "Correct solution:\n\nthe sum is 42\n\n41 is wrong\n\nCorrectly solve" in both
     alone = tokenizer.decode(build.build(QUESTION, None, feedback="41 is wrong").ids)
-    assert "Feedback on an earlier attempt:\n\n41 is wrong\n\nCorrectly solve" in alone and "Correct solution" not in alone
+    assert (
+        "Feedback on an earlier attempt:\n\n41 is wrong\n\nCorrectly solve" in alone and "Correct solution" not in alone
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- the budget
@@ -231,7 +237,9 @@ def test_every_budget_is_kept_and_the_end_is_never_cut(tokenizer):
         seen.add(shown)
         lengths.append(len(shown))
     assert demonstration in seen and len(seen) > 5
-    assert lengths[-1] == len(demonstration) and lengths[len(lengths) // 2] > len(demonstration) // 4  # the budget is used
+    assert (
+        lengths[-1] == len(demonstration) and lengths[len(lengths) // 2] > len(demonstration) // 4
+    )  # the budget is used
 
 
 def test_nothing_is_shortened_but_the_demonstration(tokenizer):

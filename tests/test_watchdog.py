@@ -23,6 +23,7 @@ from srpo_recipe.watchdog import (
     dead_actors,
     ended_clearly,
     engine_error,
+    first_error,
     last_words,
     plain,
 )
@@ -114,6 +115,26 @@ def test_last_words_of_a_log():
     trace = ["(EngineCore) ERROR boom", "(EngineCore) ERROR   at x"]
     assert last_words([*noise, *trace, ":actor_name:x", "", "INFO end"]) == [*trace, "INFO end"]
     assert len(last_words([*noise, trace[0], *noise])) == watchdog.LOG_LINES
+
+
+def test_first_error_of_a_chain():
+    prefix = "  (EngineCore pid=5526) ERROR 11-21 22:18:14 [core.py:1581] "
+    chain = [
+        "Traceback (most recent call last):",
+        "  raise ValueError(msg)",
+        "ValueError: There is no module or parameter named 'layers.1'",
+        "",
+        "During handling of the above exception, another exception occurred:",
+        "",
+        "BufferError: cannot close exported pointers exist",
+    ]
+    noise = ["UserWarning: x is not available: ModuleNotFoundError('x')", "INFO fine"]
+    assert first_error([*noise, *(prefix + line for line in chain)]).startswith("ValueError: There is no module")
+    dead = ["vllm.v1.engine.exceptions.EngineDeadError: gone"]
+    assert first_error([*noise, "torch.OutOfMemoryError: CUDA out of memory", *dead]).startswith(
+        "torch.OutOfMemoryError"
+    )
+    assert first_error([*noise, *dead]) == ""
 
 
 def test_engine_error_reads_flags_only():

@@ -42,7 +42,7 @@ def sha256(path: Path) -> str:
 
 
 def load_tokenizer(gguf: Path):
-    """The tokenizer as the file describes it, with three things mended that transformers' GGUF reader leaves out."""
+    """The tokenizer as the file describes it, with four things mended that transformers' GGUF reader leaves out."""
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
@@ -51,6 +51,8 @@ def load_tokenizer(gguf: Path):
     tokenizer.eos_token = END_OF_TURN
     # The file names the end of turn for padding, too; a token of its own keeps the two apart.
     tokenizer.pad_token = PADDING
+    # Responses are compared as the model wrote them: no space before a full stop is removed.
+    tokenizer.clean_up_tokenization_spaces = False
     # "smollm" in tokenizer.ggml.pre: digits one by one, then GPT-2's splitting. Without the first, two spaces before a
     # number are encoded otherwise than in training.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

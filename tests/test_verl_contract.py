@@ -1,0 +1,427 @@
+"""Everything of verl (and of vLLM) that this package leans on, in one list. A new version of verl should fail here first."""
+
+import ast
+import base64
+import hashlib
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+
+import srpo_recipe
+
+PACKAGE = Path(srpo_recipe.__file__).parent
+VERSION = "0.9.1"
+
+# What we import or reach through a module: "module:name" -> its parameters, None where only the name matters.
+NAMES = {
+    # entry point and runner
+    "verl.trainer.main_ppo:run_ppo": "config task_runner_class",
+    "verl.trainer.main_ppo:TaskRunnerV1": None,
+    "verl.trainer.ppo.utils:need_critic": "config",
+    "verl.trainer.ppo.utils:need_reference_policy": "config",
+    "verl.utils.config:validate_config": "config use_reference_policy use_critic",
+    "verl.utils.device:auto_set_device": "config",
+    # registries
+    "verl.trainer.ppo:core_algos": None,
+    "verl.trainer.ppo.core_algos:register_adv_est": "name_or_enum",
+    "verl.trainer.ppo.core_algos:register_policy_loss": "name",
+    "verl.trainer.ppo.core_algos:get_adv_estimator_fn": "name_or_enum",
+    "verl.trainer.ppo.core_algos:get_policy_loss_fn": "name",
+    "verl.trainer.ppo.v1:get_trainer_cls": "name",
+    "verl.trainer.ppo.v1.trainer_base:register_trainer": "name",
+    "verl.workers.engine.base:EngineRegistry": None,
+    # trainer
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync": "config",
+    "verl.trainer.ppo.utils:Role": None,
+    "verl.utils.debug:marked_timer": "name timing_raw color domain category",
+    "verl.utils.seqlen_balancing:calculate_workload": "seqlen_list",
+    "verl.utils.seqlen_balancing:get_seqlen_balanced_partitions": "seqlen_list k_partitions equal_size",
+    "transfer_queue:KVBatchMeta": "keys tags partition_id fields extra_info",
+    "transfer_queue:kv_batch_get": "keys partition_id select_fields",
+    "transfer_queue:kv_batch_put": "keys partition_id fields tags data_parser",
+    "transfer_queue:kv_clear": "keys partition_id",
+    # worker
+    "verl.single_controller.base.decorator:Dispatch": None,
+    "verl.single_controller.base.decorator:make_nd_compute_dataproto_dispatch_fn": "mesh_name",
+    "verl.single_controller.base.decorator:register": "dispatch_mode execute_mode blocking materialize_futures",
+    "verl.trainer.config:CheckpointConfig": "_target_ save_contents load_contents async_save strict save_lora_only",
+    "verl.utils:tensordict_utils": None,
+    "verl.utils.tensordict_utils:assign_non_tensor": "tensor_dict kwargs",
+    "verl.utils.tensordict_utils:assign_non_tensor_data": "tensor_dict key val",
+    "verl.utils.tensordict_utils:get_non_tensor_data": "data key default",
+    "verl.utils.tensordict_utils:get": "tensordict key default",
+    "verl.utils.device:get_device_id": "",
+    "verl.utils.metric:AggregationType": None,
+    "verl.utils.metric:Metric": "aggregation value",
+    "verl.workers.config:ActorConfig": None,
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead": (
+        "model_config engine_config optimizer_config checkpoint_config"
+    ),
+    "verl.workers.engine_workers:ActorRolloutRefWorker": "config role distillation_config kwargs",
+    "verl.workers.engine_workers:TrainingWorker": "config",
+    "verl.workers.utils.losses:ppo_loss": "config model_output data dp_group",
+    # rollout
+    "verl.experimental.agent_loop.agent_loop:AgentLoopOutput": None,
+    "verl.experimental.agent_loop.single_turn_agent_loop:SingleTurnAgentLoop": None,
+    # machines without an accelerator
+    "verl.plugin.platform:PlatformBase": None,
+    "verl.plugin.platform:PlatformRegistry": None,
+    "verl.utils:torch_functional": None,
+    "verl.utils.torch_functional:logprobs_from_logits_v2": "logits labels",
+    "vllm.platforms:current_platform": None,
+    "vllm:_custom_ops": None,
+    "vllm._custom_ops:_supports_onednn": None,
+}
+
+# Methods that we override or call, and their parameters.
+METHODS = {
+    "verl.trainer.main_ppo:TaskRunnerV1.__ray_metadata__.modified_class.run": "self config",
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer.__init__": "self config",
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._init_resource_pool_mgr": "self",
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._build_replay_buffer": "self",
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._setup": "self",
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._load_checkpoint": "self",
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync.on_init_end": "self",
+    "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync.on_step_end": "self",
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer.on_validate_begin": "self",
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer.on_train_begin": "self",
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._balance_batch": "self batch metrics logging_prefix keep_minibatch",
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_advantage": "self batch metrics",
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_metrics": "self batch metrics timing_raw global_steps epoch",
+    "verl.trainer.ppo.v1.replay_buffer:ReplayBuffer.sample": None,
+    "verl.workers.engine.base:EngineRegistry.register": "model_type backend device vendor",
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead.prepare_model_outputs": (
+        "self output output_args micro_batch logits_processor_func"
+    ),
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead.forward_backward_batch": (
+        "self data loss_function forward_only"
+    ),
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead.optimizer_step": "self",
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead._build_optimizer": "self module",
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead._build_lr_scheduler": "self optimizer",
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead.get_data_parallel_group": "self",
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead.save_checkpoint": (
+        "self local_path hdfs_path global_step max_ckpt_to_keep kwargs"
+    ),
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead.load_checkpoint": (
+        "self local_path hdfs_path del_local_after_load kwargs"
+    ),
+    "verl.workers.engine_workers:TrainingWorker.infer_batch": "self data",
+    "verl.workers.engine_workers:TrainingWorker.set_loss_fn": "self loss_fn",
+    "verl.workers.engine_workers:ActorRolloutRefWorker.init_model": "self",
+    "verl.workers.engine_workers:ActorRolloutRefWorker.compute_log_prob": "self data",
+    "verl.workers.engine_workers:ActorRolloutRefWorker.update_actor": "self data",
+    "verl.workers.engine_workers:ActorRolloutRefWorker.save_checkpoint": (
+        "self local_path hdfs_path global_step max_ckpt_to_keep"
+    ),
+    "verl.workers.engine_workers:ActorRolloutRefWorker.load_checkpoint": (
+        "self local_path hdfs_path del_local_after_load"
+    ),
+    "verl.experimental.agent_loop.single_turn_agent_loop:SingleTurnAgentLoop.run": (
+        "self sampling_params priority kwargs"
+    ),
+    "verl.single_controller.base.worker_group:WorkerGroup.__init__": None,
+    "verl.single_controller.ray.base:RayWorkerGroup._query_dispatch_info": None,
+    "verl.plugin.platform:PlatformRegistry.register": "platform",
+    "verl.plugin.platform:PlatformRegistry.get": "name",
+    "verl.utils.tracking:Tracking.log": "self data step backend",
+}
+
+# Attributes that exist only once verl has run: a piece of verl's own source that shows them, and how often it must stand.
+SOURCE = {
+    "verl.trainer.ppo.v1.trainer_base": {
+        'self.trainer_mode == "sync"': 2,  # the comparisons that SRPOTrainer.trainer_mode answers
+        'self.trainer_mode != "sync"': 4,
+        "self.trainer_mode = self.config.trainer.v1.trainer_mode": 1,
+        "self.role_worker_mapping": None,
+        "self.mapping": None,
+        "self.actor_rollout_wg": None,
+        "self.llm_server_manager": None,
+        "self.tokenizer": None,
+        "self.global_steps": None,
+        "self.total_training_steps": None,
+        "self.timing_raw": None,
+        "self.logger": None,
+        "batch = self._balance_batch(": None,
+        "batch = self._compute_advantage(": None,
+        'f"{uid}_': 0,  # the keys of rollouts are made in agent_loop_tq
+    },
+    "verl.trainer.ppo.v1.agent_loop_tq": {},
+    "verl.trainer.ppo.v1.replay_buffer": {"self.poll_interval": None},
+    "verl.utils.tracking": {"self.logger = {}": 1, "in self.logger.items()": None},
+    "verl.workers.engine_workers": {
+        "self.actor = self.actor_worker_cls(config=": 1,
+        "self.ref = self.ref_worker_cls(config=": 1,
+        "self.loss_fn = partial(ppo_loss, config=actor_config)": 1,
+        "self.model_config.model_type = self.config.model_type": 1,
+    },
+    "verl.workers.engine.fsdp.transformer_impl": {
+        "CPUOffloadPolicy(pin_memory=True)": None,  # why RoutedEngine hides forward_only
+        "if not self.engine_config.forward_only:": None,
+        "self.module = module": 1,
+        "dp_size=self.get_data_parallel_size()": 1,
+    },
+    "verl.workers.utils.losses": {
+        'config.global_batch_info["batch_num_tokens"] = data["batch_num_tokens"]': 1,
+        'config.global_batch_info["dp_size"] = data["dp_size"]': 1,
+        'fields = ["response_mask", "old_log_probs", "advantages"]': 1,
+    },
+}
+
+
+def resolve(path: str):
+    module, _, name = path.partition(":")
+    if module.split(".")[0] == "vllm":
+        pytest.importorskip("vllm")
+    found = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def parameters(function) -> str:
+    return " ".join(inspect.signature(function).parameters)
+
+
+# ------------------------------------------------------------------------------------------------------- the contract
+
+
+@pytest.mark.parametrize("path", [*NAMES, *METHODS])
+def test_it_is_there_with_the_parameters_that_we_rely_on(path):
+    expected = {**NAMES, **METHODS}[path]
+    try:
+        found = resolve(path)
+    except AttributeError as error:
+        if path == "vllm._custom_ops:_supports_onednn":
+            pytest.skip("this build of vLLM is not for the CPU")
+        raise AssertionError(f"{path} is gone: {error}") from None
+    assert expected is None or parameters(found) == expected
+
+
+@pytest.mark.parametrize("module", SOURCE)
+def test_the_source_still_reads_so(module):
+    text = inspect.getsource(importlib.import_module(module))
+    for piece, count in SOURCE[module].items():
+        found = text.count(piece)
+        assert found > 0 if count is None else found == count, f"{piece!r} stands {found} times in {module}"
+
+
+def test_the_trainers_name_is_compared_in_six_places_only():
+    """Any comparison of trainer_mode, however written: SRPOTrainer answers "sync" to all of them."""
+    tree = ast.parse(inspect.getsource(importlib.import_module("verl.trainer.ppo.v1.trainer_base")))
+    compared = [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare) and any(getattr(part, "attr", "") == "trainer_mode" for part in ast.walk(node))
+    ]
+    assert len(compared) == 6 and all("'sync'" in text for text in compared), compared
+
+
+def test_the_enums_have_our_members():
+    from verl.single_controller.base.decorator import Dispatch
+    from verl.trainer.ppo.utils import Role
+    from verl.utils.metric import AggregationType
+
+    assert Dispatch.ONE_TO_ALL and Role.ActorRollout != Role.ActorRolloutRef
+    assert AggregationType.SUM and AggregationType.MAX
+
+
+def test_the_actors_config_has_what_the_loss_reads():
+    from verl.workers.config import ActorConfig
+
+    names = set(ActorConfig.__dataclass_fields__)
+    assert {"clip_ratio_low", "clip_ratio_high", "clip_ratio_c", "global_batch_info", "policy_loss"} <= names
+
+
+# --------------------------------------------------------------------------------------------------- the list is complete
+
+
+def imported() -> set[str]:
+    """ "module:name" of everything that our source imports from verl, vLLM and TransferQueue, or reads off such a module."""
+    found = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        modules = {}  # local name -> module
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
+                "verl",
+                "vllm",
+                "transfer_queue",
+            ):
+                for alias in node.names:
+                    found.add(f"{node.module}:{alias.name}")
+                    modules[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    if alias.name.split(".")[0] in ("verl", "vllm", "transfer_queue"):
+                        modules[alias.asname or alias.name] = alias.name
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+                found.add(f"{modules[node.value.id]}:{node.attr}")
+    return found
+
+
+def test_everything_that_is_imported_is_in_the_list():
+    classes = {
+        path.replace(":", ".") for path in NAMES
+    }  # attributes of a listed class are in METHODS or an enum's members
+    missing = {path for path in imported() - NAMES.keys() - METHODS.keys() if path.partition(":")[0] not in classes}
+    assert not missing
+    assert len(imported()) > 30  # the search finds something
+
+
+def test_nothing_in_the_list_is_unused():
+    assert not {path for path in NAMES if path not in imported()}
+
+
+OURS = (
+    "srpo_recipe.trainer:SRPOTrainer",
+    "srpo_recipe.worker:RoutedEngine",
+    "srpo_recipe.worker:RoutedTrainingWorker",
+    "srpo_recipe.worker:SRPOWorker",
+    "srpo_recipe.rollout:SeededSingleTurnAgentLoop",
+    "srpo_recipe.runner:SRPOTaskRunner.__ray_metadata__.modified_class",
+)
+
+
+@pytest.mark.parametrize("path", OURS)
+def test_every_overridden_method_is_in_the_list_and_takes_what_verl_gives(path):
+    ours = resolve(path)
+    listed = {name.rpartition(".")[2] for name in METHODS}
+    for name, method in vars(ours).items():
+        if not inspect.isfunction(method) or name == "__ray_call__":
+            continue
+        base = next((vars(parent)[name] for parent in ours.__mro__[1:] if name in vars(parent)), None)
+        if base is None or not getattr(base, "__module__", "").startswith("verl"):
+            continue
+        assert name in listed or name == "__init__", f"{path} overrides {name}, which no line of METHODS names"
+        own = inspect.signature(method).parameters
+        takes_more = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own.values())
+        takes_more |= any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values())
+        theirs = [name for name, parameter in inspect.signature(base).parameters.items()]
+        assert takes_more or list(own) == theirs, f"{name}({', '.join(own)}) against verl's ({', '.join(theirs)})"
+
+
+def test_every_class_of_ours_that_extends_verl_is_checked():
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        names = {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("verl")
+            for alias in node.names
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and any(
+                isinstance(part, ast.Name) and part.id in names for base in node.bases for part in ast.walk(base)
+            ):
+                found.add(node.name)
+    checked = {path.partition(":")[2].split(".")[0] for path in OURS}
+    assert found == checked | {"PlatformCPU"}
+
+
+def test_the_platform_answers_all_that_verl_may_ask():
+    from verl.plugin.platform import PlatformBase
+
+    from srpo_recipe.cpu.platform import PlatformCPU
+
+    assert not PlatformCPU.__abstractmethods__
+    for name in PlatformBase.__abstractmethods__:
+        theirs, own = getattr(PlatformBase, name), getattr(PlatformCPU, name)
+        if inspect.isfunction(theirs) and inspect.isfunction(own):
+            assert parameters(own) == parameters(theirs), name
+
+
+# -------------------------------------------------------------------------------------------------------- verl itself
+
+
+def test_verl_is_the_version_that_the_list_was_written_for():
+    assert distribution("verl").version == VERSION
+    assert f'"verl=={VERSION}"' in (PACKAGE.parent / "pyproject.toml").read_text()
+
+
+def test_verl_is_unmodified():
+    """Every installed file of verl is what its wheel's RECORD says."""
+    changed, count = [], 0
+    for file in distribution("verl").files:
+        if file.hash is None or file.parts[0] != "verl":
+            continue
+        digest = hashlib.new(file.hash.mode, file.locate().read_bytes()).digest()
+        count += 1
+        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value:
+            changed.append(str(file))
+    assert not changed and count > 400
+
+
+# --------------------------------------------------------------------------------------------------------- the plugin
+
+
+def run_python(code: str, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "SRPO_PLATFORM": "cpu", **environment},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_the_plugin_registers_the_method_and_may_be_imported_again():
+    code = """
+import importlib, sys
+import verl
+assert "srpo_recipe.plugin" in sys.modules, "verl did not load the plugin"
+assert "srpo_recipe.trainer" not in sys.modules and "srpo_recipe.worker" not in sys.modules, "importing verl is slow"
+from srpo_recipe import plugin
+plugin.assert_discovered()
+plugin.register_method()
+importlib.reload(plugin)
+plugin.register_method()
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
+from verl.trainer.ppo.v1 import get_trainer_cls
+from verl.workers.engine.base import EngineRegistry
+from srpo_recipe import trainer, worker
+assert get_trainer_cls("srpo") is trainer.SRPOTrainer
+assert get_adv_estimator_fn("srpo") is trainer.srpo_advantage
+assert get_policy_loss_fn("srpo") is worker.srpo_policy_loss
+assert EngineRegistry.get_engine_cls(worker.MODEL_TYPE, "fsdp2") is worker.RoutedEngine
+assert EngineRegistry.get_engine_cls("language_model", "fsdp2") is not worker.RoutedEngine, "verl's own engine is replaced"
+print("registered")
+"""
+    result = run_python(code)
+    assert result.returncode == 0 and result.stdout.strip().endswith("registered"), result.stderr[-4000:]
+
+
+@pytest.mark.parametrize(
+    "allowed, found", [("auto", True), ("srpo", True), ("other,srpo", True), ("none", False), ("other", False)]
+)
+def test_a_plugin_that_verl_would_not_load_is_refused(monkeypatch, allowed, found):
+    from srpo_recipe import plugin
+
+    monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", allowed)
+    if found:
+        plugin.assert_discovered()
+    else:
+        with pytest.raises(RuntimeError, match="VERL_USE_EXTERNAL_PLUGINS at auto, or name srpo in it"):
+            plugin.assert_discovered()
+
+
+def test_a_name_taken_by_another_package_is_an_error():
+    code = """
+from srpo_recipe import plugin
+plugin.register_method()
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+POLICY_LOSS_REGISTRY["srpo"] = print
+try:
+    plugin.register_method()
+except RuntimeError as error:
+    assert "another package registered itself with verl under the name srpo" in str(error)
+    print("refused")
+"""
+    result = run_python(code)
+    assert result.stdout.strip().endswith("refused"), result.stderr[-4000:]
