@@ -27,6 +27,7 @@ def routing(batch: "RoutedBatch") -> dict[str, float]:
     policy, distill = batch.route.policy_B[real] > 0, batch.route.distill_B[real] > 0
     groups = [correct[group == label] for label in torch.unique(group)]
     return {
+        "route/rollouts": int(real.sum()),
         "route/reward": _mean(batch.reward_B[real]),
         "route/correct_share": _mean(correct),
         "route/teacher_available_share": _mean(batch.teacher_B[real]),
@@ -84,6 +85,7 @@ class StepLog:
     def __init__(self, config, srpo: SRPOConfig):
         self.srpo = srpo
         self.started = float(config.run.started_at) or time.time()
+        self.expected_rollouts = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
         self.seconds: list[float] = []
         self.first_lengths: list[float] = []
         self.warned: dict[str, int] = {}
@@ -127,6 +129,9 @@ class StepLog:
 
     def _warnings(self, m: dict) -> list[tuple[str, str]]:
         found = []
+        missing = self.expected_rollouts - m["route/rollouts"]
+        if missing > 0:
+            found.append(("missing", f"{missing} of {self.expected_rollouts} rollouts failed and take no part in the step"))
         if m["route/correct_share"] == 0.0:
             found.append(("wrong", "no rollout was correct: all groups are wrong and there is nothing to learn from"))
         elif m["route/correct_share"] == 1.0:
