@@ -21,7 +21,8 @@ def _mean(values: torch.Tensor | list) -> float:
 
 
 def routing(batch: "RoutedBatch") -> dict[str, float]:
-    """Metrics of one routed batch; shares are of the real rollouts, or of the groups where the name says so."""
+    """Metrics of one routed batch; shares are of the real rollouts, or of the groups where the name says so; seconds are the
+    mean over rollouts, which overlap in time."""
     real = batch.real_B
     correct, group, length = batch.correct_B[real], batch.group_B[real], batch.length_B[real].float()
     policy, distill = batch.route.policy_B[real] > 0, batch.route.distill_B[real] > 0
@@ -41,6 +42,8 @@ def routing(batch: "RoutedBatch") -> dict[str, float]:
         "route/response_length_policy": _mean(length[policy]),
         "route/response_length_distill": _mean(length[distill]),
         "route/response_length_correct": _mean(length[correct]),
+        "rollout/generate_seconds": _mean([row["generate_sequences"] for row in batch.agent_metrics]),
+        "rollout/reward_seconds": _mean([row["compute_score"] for row in batch.agent_metrics]),
         "teacher/demonstration_length": _mean(batch.demonstration_lengths),
         "teacher/prompt_length": _mean([len(ids) for ids in batch.teacher_prompts.values()]),
     }
@@ -131,7 +134,9 @@ class StepLog:
         found = []
         missing = self.expected_rollouts - m["route/rollouts"]
         if missing > 0:
-            found.append(("missing", f"{missing} of {self.expected_rollouts} rollouts failed and take no part in the step"))
+            found.append(
+                ("missing", f"{missing} of {self.expected_rollouts} rollouts failed and take no part in the step")
+            )
         if m["route/correct_share"] == 0.0:
             found.append(("wrong", "no rollout was correct: all groups are wrong and there is nothing to learn from"))
         elif m["route/correct_share"] == 1.0:

@@ -59,6 +59,7 @@ class RoutedBatch:
     group_B: Tensor
     real_B: Tensor  # False for verl's padding rows
     length_B: Tensor
+    agent_metrics: list[dict]  # of verl's agent loop, for each row: seconds of generation and of verification
     route: Route
     teacher_prompts: dict[
         int, list[int]
@@ -162,6 +163,7 @@ class SRPOTrainer(PPOTrainerSync):
             super().on_step_end()
 
     def _balance_batch(self, batch: KVBatchMeta, metrics, *args, **kwargs):
+        self._sort_rows(batch)
         batch = super()._balance_batch(batch, metrics, *args, **kwargs)
         with marked_timer("route", self.timing_raw, color="yellow"):
             self._route(batch)
@@ -181,12 +183,22 @@ class SRPOTrainer(PPOTrainerSync):
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         self.step_log.write(global_steps, self.total_training_steps, metrics, timing_raw)
 
+    def _sort_rows(self, batch: KVBatchMeta) -> None:
+        """Order the rows by prompt and rollout number. They come in the order in which rollouts finished, under random uids,
+        and the order decides which rows share a mini-batch: a resumed run has to form the same ones.
+        """
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["index"])
+        place = [
+            (int(index), *self._split_key(key)[::-1]) for index, key in zip(data["index"], batch.keys, strict=True)
+        ]
+        batch.reorder(sorted(range(len(place)), key=place.__getitem__))
+
     def _route(self, batch: KVBatchMeta) -> None:
         """Decide what each rollout learns from, and build the teacher prompts of those that learn from the teacher."""
         data = tq.kv_batch_get(
             keys=batch.keys,
             partition_id=batch.partition_id,
-            select_fields=["rm_scores", "responses", "raw_prompt", "index", "extra_fields"],
+            select_fields=["rm_scores", "responses", "raw_prompt", "index", "extra_fields", "metrics"],
         )
         real_B = torch.tensor([not tag.get("is_padding", False) for tag in batch.tags])
         uids, sessions = zip(*(self._split_key(key) for key in batch.keys), strict=True)
@@ -206,7 +218,18 @@ class SRPOTrainer(PPOTrainerSync):
         teacher_B = (teacher_B | torch.tensor([text is not None for text in feedback])) & real_B
         route = route_samples(self.srpo.route, correct_B, teacher_B, self.srpo.mix)
         self.routed = RoutedBatch(
-            reward_B, correct_B, teacher_B, group_B, real_B, length_B, route, {}, [], shortened=0, rerouted=0
+            reward_B=reward_B,
+            correct_B=correct_B,
+            teacher_B=teacher_B,
+            group_B=group_B,
+            real_B=real_B,
+            length_B=length_B,
+            agent_metrics=[getattr(row, "data", row) for row in data["metrics"]],
+            route=route,
+            teacher_prompts={},
+            demonstration_lengths=[],
+            shortened=0,
+            rerouted=0,
         )
         self._build_teacher_prompts(data, sibling_B, feedback)
         tq.kv_batch_put(
@@ -288,7 +311,9 @@ class SRPOTrainer(PPOTrainerSync):
     def _score(self, samples: list[dict], ranks: int) -> list[tuple[Tensor, Tensor]]:
         """Run `SRPOWorker.compute_teacher`; returns (log-probs [R * K], entropy [R]) of each sample."""
         lengths = torch.tensor([len(sample["prompt"]) + len(sample["response"]) for sample in samples])
-        shares = get_seqlen_balanced_partitions(calculate_workload(lengths).tolist(), k_partitions=ranks, equal_size=True)
+        shares = get_seqlen_balanced_partitions(
+            calculate_workload(lengths).tolist(), k_partitions=ranks, equal_size=True
+        )
         order = [sample for share in shares for sample in share]
         keys = [f"teacher_{self.global_steps}_{sample}" for sample in order]
         rows = [samples[sample] for sample in order]

@@ -1,7 +1,8 @@
 """Real runs on the CPU: verl, Ray, FSDP2 over gloo on two ranks, vLLM, the embedded model and task.
 
 One run of three steps is the yardstick; a second one is started from a copy of its checkpoint of step 2 and has to do step 3
-again, with the same data, the same draws, the same teacher, the same optimiser.
+again, with the same data, the same draws, the same teacher, the same optimiser: bit for bit. The rollout correction is off
+here, since vLLM's own log-probabilities depend in their last digits on which requests met in a batch.
 """
 
 import json
@@ -26,6 +27,7 @@ SETTINGS = [
     f"actor_rollout_ref.rollout.n={ROLLOUTS}",
     f"trainer.total_training_steps={STEPS}",
     "method.optimizer_steps=2",
+    "algorithm.rollout_correction.rollout_is=null",
     "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=512",
     "trainer.save_freq=1",
     "trainer.max_actor_ckpt_to_keep=null",
@@ -118,7 +120,7 @@ def test_the_loss_counts_every_token_once_and_weights_to_one(whole):
         assert line["actor/distill/weight_mean"] == pytest.approx(1.0, abs=1e-5)
         assert line["actor/distill/teacher_entropy"] > 0.05
         # What the engine sampled from and what the trainer scores are the same distribution.
-        assert abs(line["actor/policy/importance"] - 1.0) < 1e-3
+        assert line["training/rollout_probs_diff_mean"] < 1e-5
         total = line["actor/pg_loss"] + line["actor/distill/loss"]
         assert line["actor/loss"] == pytest.approx(total, abs=1e-5)
 
@@ -147,6 +149,7 @@ def test_a_resumed_run_continues_the_metrics(whole, resumed):
     left, right = (read_lines(run / "metrics.jsonl") for run in (whole, resumed))
     assert [line["step"] for line in right] == [1, 2, 3]
     assert right[:2] == left[:2]
+    of_the_machine = ("timing", "perf/", "actor/perf/", "run/", "rollout/", "rollout_corr/", "training/rollout_")
     for key in left[2]:
-        if not key.startswith(("timing", "perf/", "actor/perf/", "run/", "actor/mfu")):
+        if not key.startswith(of_the_machine):
             assert right[2][key] == left[2][key], key

@@ -18,6 +18,7 @@ def line(step: int, **changes) -> dict:
     """The metrics of an ordinary step."""
     return {
         "step": step,
+        "route/rollouts": 8,
         "route/reward": 0.5,
         "route/correct_share": 0.5,
         "route/teacher_available_share": 0.9,
@@ -71,7 +72,8 @@ def write(capsys):
     """Write steps through one StepLog; returns what it printed and the metrics it added to."""
 
     def make(**settings):
-        log = StepLog(OmegaConf.create({"run": {"started_at": 0}}), SRPOConfig(**settings))
+        config = {"run": {"started_at": 0}, "data": {"train_batch_size": 2}, "actor_rollout_ref": {"rollout": {"n": 4}}}
+        log = StepLog(OmegaConf.create(config), SRPOConfig(**settings))
 
         def one(step: int = 1, seconds: float = 2.0, **changes):
             metrics = {**line(step), **changes}
@@ -102,6 +104,7 @@ WARNINGS = {
     "no rollout took the distillation route": ({"route/distill_share": 0.0}, {}),
     "all token weights are equal": ({"actor/distill/weight_square": 1.0}, {}),
     "did not fit": ({"route/rerouted": 3}, {}),
+    "1 of 8 rollouts failed": ({"route/rollouts": 7}, {}),
 }
 
 
