@@ -4,7 +4,8 @@ The dataclasses are registered with Hydra as the schema of the `srpo` section, s
 while the command line is parsed; `check` refuses what a type cannot say, and what contradicts verl's own settings.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,12 @@ class SRPOConfig:
         _one_of("srpo.weight_scope", self.weight_scope, ("mini_batch", "micro_batch"))
         _one_of("srpo.average", self.average, ("token", "sequence"))
         _require(0.0 <= self.mix <= 1.0, f"srpo.mix={self.mix} must lie in [0, 1]")
-        _require(self.beta >= 0.0, f"srpo.beta={self.beta} must not be negative: it would favour unsure teachers")
+        _require(
+            0.0 <= self.beta < math.inf,
+            f"srpo.beta={self.beta} must not be negative (it would favour unsure teachers) or infinite",
+        )
+        _require(math.isfinite(self.correct_threshold), f"srpo.correct_threshold={self.correct_threshold} must be finite")
+        _require(self.seed >= 0, f"srpo.seed={self.seed} must not be negative")
         _require(0.0 <= self.alpha <= 1.0, f"srpo.alpha={self.alpha} must lie in [0, 1]")
         for name in ("top_k", "chunk_tokens", "poll_seconds", "stall_seconds"):
             _require(getattr(self, name) > 0, f"srpo.{name}={getattr(self, name)} must be positive")
@@ -115,6 +121,9 @@ ConfigStore.instance().store(group="srpo", name="schema", node=SRPOConfig)
 
 def read(config: DictConfig) -> SRPOConfig:
     """Typed settings from the composed config. Raises ValueError with the mend for a value out of range."""
+    for section, schema in ((config.srpo, SRPOConfig), (config.srpo.teacher, TeacherConfig)):
+        unknown = sorted(set(section) - {known.name for known in fields(schema)})
+        _require(not unknown, f"unknown srpo settings: {', '.join(unknown)}; known are the fields of {schema.__name__}")
     settings = OmegaConf.to_object(config.srpo)
     assert isinstance(settings, SRPOConfig), "compose the config with the schema srpo/schema in its defaults list"
     return settings

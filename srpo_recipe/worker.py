@@ -294,9 +294,10 @@ class RoutedEngine(FSDPEngineWithLMHead):
 
     def _routed_field(self, micro_batch: TensorDict, key: str, routed_B: Tensor) -> Tensor:
         """[N, K] of a flattened jagged field."""
-        values = _gather_routed(micro_batch[key], routed_B) if routed_B.any() else micro_batch[key].values()[:0]
+        if not routed_B.any():
+            return micro_batch[key].values().new_zeros(0, self.srpo.top_k)
         responses = int((micro_batch["responses"].offsets().diff() * routed_B).sum())
-        return values.reshape(responses, -1)
+        return _gather_routed(micro_batch[key], routed_B).reshape(responses, -1)
 
     @staticmethod
     def _jagged(values_NK: Tensor, routed_B: Tensor, micro_batch: TensorDict) -> Tensor:

@@ -29,7 +29,7 @@ FILLED = {
     "task=parquet": ["data.train_files=train.parquet", "data.val_files=test.parquet"],
     "model=path": ["actor_rollout_ref.model.path=some/model"],
 }
-# Each task with each model and hardware, the methods in turn: every pair of files meets.
+# Each task with each model and hardware, the methods in turn (all of them with all would take minutes).
 COMBINATIONS = [
     (GROUPS["method"][i % len(GROUPS["method"])], *rest)
     for i, rest in enumerate(itertools.product(GROUPS["task"], GROUPS["model"], GROUPS["hardware"]))
