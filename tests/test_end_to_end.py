@@ -17,7 +17,7 @@ import torch
 
 from srpo_recipe.metrics import read_lines
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 RANKS = 2
 PROMPTS, ROLLOUTS, STEPS = 8, 4, 3
@@ -46,7 +46,7 @@ def train(root: Path, *overrides: str) -> str:
     command = [sys.executable, "-m", "srpo_recipe.main", *SETTINGS, f"run.root={root}", *overrides]
     with log.open("w") as file:
         code = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, env=environment, timeout=420, cwd=root
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, timeout=800, cwd=root
         ).returncode
     text = log.read_text()
     assert code == 0, f"{' '.join(command)}\n{text[-6000:]}"
