@@ -24,15 +24,17 @@ def print_table(rows: list[tuple[str, str]]) -> None:
 
 def prepare(config: DictConfig) -> None:
     """Fill in what only this process knows: paths inside the package, the run's folder and clock, embedded data."""
-    OmegaConf.resolve(config)
-    run_dir = Path(config.run.dir).absolute()
-    run_dir.mkdir(parents=True, exist_ok=True)
     with open_dict(config):
-        config.run.dir = str(run_dir)
+        # Absolute first: other processes, perhaps on other nodes, read the paths that are built from these.
+        config.run.root = str(Path(config.run.root).absolute())
+        config.run.dir = str(Path(config.run.dir).absolute())
+        OmegaConf.resolve(config)
         config.run.started_at = config.run.started_at or time.time()
         config.actor_rollout_ref.srpo = config.srpo
         agent = config.actor_rollout_ref.rollout.agent
         agent.agent_loop_config_path = agent.agent_loop_config_path or str(PACKAGE / "agent_loops.yaml")
+    run_dir = Path(config.run.dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TENSORBOARD_DIR", str(run_dir / "tensorboard"))
     if config.task.get("generate"):
         hydra.utils.instantiate(config.task.generate)
@@ -64,8 +66,11 @@ def main(config: DictConfig) -> None:
     prepare(config)
     with ended_clearly(config.run.dir):
         run(config)
+    import ray
+
     from srpo_recipe.report import summarise
 
+    ray.shutdown()  # its workers' last lines come before ours
     print(json.dumps(summarise(config)), flush=True)
 
 
