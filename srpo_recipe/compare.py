@@ -78,7 +78,7 @@ def draw(runs: dict[str, list[dict]], path: Path) -> None:
             if not len(steps) or (key == panels[1] and not values.any()):
                 continue
             color = COLORS.get(method)
-            axis.plot(steps, values.mean(0), color=color, label=f"{method} ({len(found)} seeds)")
+            axis.plot(steps, values.mean(0), color=color, label=f"{method}, {len(found)} seed{'s' * (len(found) > 1)}")
             axis.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15)
     for axis, title in zip(
         axes, ("held-out accuracy", "teacher entropy (nats)", "response length (tokens)"), strict=True

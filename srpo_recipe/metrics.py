@@ -13,6 +13,7 @@ from srpo_recipe.config import SRPOConfig
 if TYPE_CHECKING:
     from srpo_recipe.trainer import RoutedBatch
 
+DISTILL_SUMS = ("actor/distill/loss", "actor/distill/token_share")  # 0 where nothing is distilled; the rest are means
 FIRST_STEPS = 5  # the response length that later steps are compared with is the mean of these
 
 
@@ -96,6 +97,9 @@ class StepLog:
     def write(self, step: int, total: int, metrics: dict, timing: dict) -> None:
         """Add the run's clock to the metrics and print the step. metrics: this step's, under their final names."""
         metrics["run/seconds_since_start"] = time.time() - self.started
+        if metrics["route/distill_share"] == 0.0:
+            for key in [key for key in metrics if key.startswith("actor/distill/") and key not in DISTILL_SUMS]:
+                del metrics[key]  # the mean over no token is not 0
         self.seconds.append(timing["step"] + timing.get("testing", 0.0))
         weight = metrics.get("actor/distill/weight_square")
         mean = metrics.get("actor/distill/weight_mean", 0.0)
