@@ -52,11 +52,11 @@ class TeacherConfig:
         _one_of("srpo.teacher.overflow", self.overflow, ("shorten", "reroute"))
         _one_of("srpo.teacher.feedback", self.feedback, ("off", "append", "replace"))
         _require(self.max_prompt_tokens > 0, "srpo.teacher.max_prompt_tokens must be positive")
-        for name, template, fields in (
+        for name, template, wanted in (
             ("template", self.template, ("{prompt}", "{demonstration}")),
             ("feedback_template", self.feedback_template, ("{prompt}", "{feedback}")),
         ):
-            missing = [part for part in fields if part not in template]
+            missing = [part for part in wanted if part not in template]
             _require(not missing, f"srpo.teacher.{name} lacks {' and '.join(missing)}")
 
 
