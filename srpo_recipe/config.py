@@ -103,7 +103,9 @@ class SRPOConfig:
             0.0 <= self.beta < math.inf,
             f"srpo.beta={self.beta} must not be negative (it would favour unsure teachers) or infinite",
         )
-        _require(math.isfinite(self.correct_threshold), f"srpo.correct_threshold={self.correct_threshold} must be finite")
+        _require(
+            math.isfinite(self.correct_threshold), f"srpo.correct_threshold={self.correct_threshold} must be finite"
+        )
         _require(self.seed >= 0, f"srpo.seed={self.seed} must not be negative")
         _require(0.0 <= self.alpha <= 1.0, f"srpo.alpha={self.alpha} must lie in [0, 1]")
         for name in ("top_k", "chunk_tokens", "poll_seconds", "stall_seconds"):

@@ -9,9 +9,11 @@ import sys
 import traceback
 
 try:
-    from srpo_recipe import cpu
+    from srpo_recipe.machine import on_cpu
 
-    if cpu.needed():
+    if on_cpu():
+        from srpo_recipe import cpu
+
         cpu.install()
 except Exception:
     print("[srpo_recipe] the plugin failed to load; verl goes on without it:", file=sys.stderr)

@@ -166,7 +166,7 @@ print("requires", *(found.requires or []))
     assert {
         "console_scripts:srpo-train=srpo_recipe.main:main",
         "verl.plugins:srpo=srpo_recipe.plugin",
-        "vllm.general_plugins:srpo_recipe_cpu=srpo_recipe.cpu.vllm_plugin:register",
+        "vllm.general_plugins:srpo_recipe_cpu=srpo_recipe.machine:register_with_vllm",
     } <= set(lines)
     assert "verl==0.9.1" in lines[-1]
 

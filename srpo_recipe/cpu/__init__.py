@@ -1,7 +1,7 @@
 """What a machine without an accelerator needs so that unmodified verl trains on it: FSDP2 over gloo, vLLM's CPU build.
 
-`needed()` decides, `install()` registers; `srpo_recipe.plugin` calls both in every process that imports verl. Importing
-this package imports neither torch nor verl nor vLLM, and where there is an accelerator only `needed()` is ever run.
+`srpo_recipe.machine` decides whether it is needed, `srpo_recipe.plugin` then calls `install()` in every process that imports
+verl. Where there is an accelerator this package is never imported.
 
 What verl 0.9.1 asks for, where, and what answers:
 
@@ -19,7 +19,6 @@ The settings that go with it are config/hardware/cpu.yaml.
 
 import os
 import sys
-from pathlib import Path
 
 # Set in the driver before Ray starts: the raylet, and so every Ray and vLLM process, inherits them.
 ENVIRONMENT = {
@@ -40,34 +39,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
-_ACCELERATOR_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/davinci_manager")
 _installed = False
-
-
-def needed() -> bool:
-    """True where training has to run on the CPU.
-
-    SRPO_PLATFORM (cpu, gpu or auto) decides, then verl's own VERL_PLATFORM, then the hardware. Ray hides GPUs from
-    actors that ask for none, and a head node may have none at all. So with a torch built for accelerators, device files
-    or the address of a running Ray cluster count as "there are some", too.
-    """
-    wish = os.environ.get("SRPO_PLATFORM", "auto").strip().lower()
-    if wish not in ("auto", "cpu", "gpu"):
-        raise ValueError(f"SRPO_PLATFORM must be cpu, gpu or auto, not {wish!r}")
-    if wish != "auto":
-        return wish == "cpu"
-    platform = os.environ.get("VERL_PLATFORM", "").strip().lower()
-    return platform == "cpu" if platform else not _accelerator_possible()
-
-
-def _accelerator_possible() -> bool:
-    import torch
-
-    if torch.version.cuda is None and torch.version.hip is None and not hasattr(torch, "npu"):
-        return False
-    if torch.cuda.is_available() or hasattr(torch, "npu"):
-        return True
-    return "RAY_ADDRESS" in os.environ or any(Path(file).exists() for file in _ACCELERATOR_FILES)
 
 
 def install() -> None:
