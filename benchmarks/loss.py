@@ -11,16 +11,14 @@ import argparse
 import ctypes
 import gc
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from environment import environment, package_version, spread
 from torch import Tensor
 
 from srpo_recipe import dw_sdpo, vocabulary
@@ -131,7 +129,7 @@ def run_once(loss: Callable[..., Tensor], student_TV: Tensor, teacher_TV: Tensor
 def measure(tokens: int, vocab: int, dtype: torch.dtype, device: str, repeats: int) -> list[dict]:
     """One row of results for each loss at one size."""
     losses = {"ours": ours, "plain": plain}
-    if _version("trl"):
+    if package_version("trl"):
         losses["trl"] = trl
     generator = torch.Generator(device).manual_seed(0)
     # kept in bf16, whose values both dtypes represent; peaked as a language model's are
@@ -149,7 +147,6 @@ def measure(tokens: int, vocab: int, dtype: torch.dtype, device: str, repeats: i
     agreement = agree(student_TV[:64].to(dtype), teacher_TV[:64])
     rows = []
     for name, found in results.items():
-        seconds = [row[0] for row in found]
         rows.append(
             {
                 "benchmark": "loss",
@@ -158,11 +155,7 @@ def measure(tokens: int, vocab: int, dtype: torch.dtype, device: str, repeats: i
                 "vocabulary": vocab,
                 "dtype": str(dtype).removeprefix("torch."),
                 "device": device,
-                "seconds": {
-                    "median": round(statistics.median(seconds), 3),
-                    "min": round(min(seconds), 3),
-                    "max": round(max(seconds), 3),
-                },
+                "seconds": spread([row[0] for row in found]),
                 "extra_mb": round(statistics.median(row[1] for row in found), 1),
             }
         )
@@ -192,32 +185,6 @@ def agree(student_TV: Tensor, teacher_TV: Tensor) -> dict[str, float]:
     }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def environment() -> dict:
-    """What the figures depend on."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if "model name" in line), None)
-    return {
-        "environment": {
-            "commit": commit,
-            "cpu": cpu,
-            "threads": torch.get_num_threads(),
-            "gpu": gpu,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "trl": _version("trl"),
-        }
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 2048, 4096])
@@ -226,7 +193,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    print(json.dumps(environment()), flush=True)
+    print(json.dumps(environment("trl")), flush=True)
     for dtype in args.dtypes:
         for tokens in args.tokens:
             for row in measure(tokens, args.vocabulary, getattr(torch, dtype), args.device, args.repeats):

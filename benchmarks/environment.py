@@ -1,0 +1,35 @@
+"""What every benchmark prints beside its figures."""
+
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+
+def package_version(package: str) -> str | None:
+    """Installed version, None where there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def environment(*packages: str) -> dict:
+    """What the figures depend on; `packages` are named beside torch."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if "model name" in line), None)
+    found = {package: package_version(package) for package in ("torch", *packages)}
+    facts = {"commit": commit, "cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu}
+    return {"environment": {**facts, "python": platform.python_version(), **found}}
+
+
+def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
+    """Median, least, most."""
+    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, digits) for name, value in found.items()}

@@ -1,0 +1,35 @@
+"""verl's own GRPO, on the configuration that SRPO is run with: its trainer, agent loop, estimator and loss as released.
+
+    python benchmarks/stock_verl.py [Hydra overrides]
+
+Ours are only the configuration (`config/`) and, on a machine without an accelerator, the platform (`srpo_recipe/cpu`).
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from srpo_recipe.main import prepare
+
+# what the recipe sets and stock verl has otherwise
+STOCK = [
+    "trainer.v1.trainer_mode=sync",
+    "algorithm.adv_estimator=grpo",
+    "algorithm.rollout_correction.bypass_mode=false",
+    "actor_rollout_ref.actor.policy_loss.loss_mode=vanilla",
+    "actor_rollout_ref.rollout.agent.default_agent_loop=single_turn_agent",
+    "actor_rollout_ref.rollout.agent.agent_loop_manager_class=null",
+]
+
+
+@hydra.main(config_path="pkg://srpo_recipe_config", config_name="srpo", version_base=None)
+def main(config: DictConfig) -> None:
+    from verl.trainer.main_ppo import run_ppo
+    from verl.utils.device import auto_set_device
+
+    prepare(config)
+    auto_set_device(config)
+    run_ppo(config)
+
+
+if __name__ == "__main__":
+    main()
