@@ -184,22 +184,22 @@ def measure(
     lengths = sorted({step.response for step in plan})
     first = [Step(plan[0].share, length) for length in lengths]
     plans = {"stock": first, "srpo": plan, "sdpo": first}
-    with tempfile.TemporaryDirectory(prefix="srpo_step_") as name:
-        folder = Path(name)
-        recording = record(setting, folder, hardware)
-        found: dict[tuple[str, Step], list[dict]] = {}
-        for number, method in enumerate(("stock", *methods, "stock")):
-            half = -(-repeats // 2) if method == "stock" else repeats
-            steps = [plans[method][0], *(step for _ in range(half) for step in plans[method])]  # the first warms up
-            recording.lay(steps)
-            command = (
-                [str(HERE / "stock_verl.py"), *STOCK]
-                if method == "stock"
-                else ["-m", "srpo_recipe.main", f"method={method}"]
-            )
-            metrics = run(command, f"{number}_{method}", len(steps), setting, folder, hardware)
-            for step, values in list(zip(steps, metrics, strict=True))[1:]:
-                found.setdefault((method, step), []).append(values)
+    folder = Path(tempfile.mkdtemp(prefix="srpo_step_"))
+    recording = record(setting, folder, hardware)
+    found: dict[tuple[str, Step], list[dict]] = {}
+    for number, method in enumerate(("stock", *methods, "stock")):
+        half = -(-repeats // 2) if method == "stock" else repeats
+        steps = [plans[method][0], *(step for _ in range(half) for step in plans[method])]  # the first warms up
+        recording.lay(steps)
+        command = (
+            [str(HERE / "stock_verl.py"), *STOCK]
+            if method == "stock"
+            else ["-m", "srpo_recipe.main", f"method={method}"]
+        )
+        metrics = run(command, f"{number}_{method}", len(steps), setting, folder, hardware)
+        for step, values in list(zip(steps, metrics, strict=True))[1:]:
+            found.setdefault((method, step), []).append(values)
+    shutil.rmtree(folder)  # a failed run leaves its logs
     for (method, step), values in found.items():
         yield row(setting, method, step, values, found["stock", Step(plan[0].share, step.response)])
 

@@ -23,12 +23,12 @@ STOCK = [
 
 @hydra.main(config_path="pkg://srpo_recipe_config", config_name="srpo", version_base=None)
 def main(config: DictConfig) -> None:
-    from verl.trainer.main_ppo import run_ppo
+    from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
     from verl.utils.device import auto_set_device
 
     prepare(config)
     auto_set_device(config)
-    run_ppo(config)
+    run_ppo(config, task_runner_class=TaskRunnerV1)
 
 
 if __name__ == "__main__":

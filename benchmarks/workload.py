@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-SPECIAL = ["<|pad|>", "<|im_end|>", "<|im_start|>", "<unk>"]
+SPECIAL = ["<|pad|>", "<|im_end|>", "<|im_start|>", "<unk>", "\n"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|> ' + message['content'] + ' <|im_end|> ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|> ' }}{% endif %}"
@@ -29,15 +29,17 @@ class Size:
 
 
 def build_tokenizer(words: int) -> PreTrainedTokenizerFast:
-    """One word an id: w4, w5, ..."""
+    """One word an id: w5, w6, ... and the line's end, which verl wants as one token of a Qwen."""
     vocabulary = {word: index for index, word in enumerate(SPECIAL + [f"w{i}" for i in range(len(SPECIAL), words)])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", behavior="isolated"), pre_tokenizers.Split(" ", behavior="removed")]
+    )
     backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # joins with spaces
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=SPECIAL[0], eos_token=SPECIAL[1], unk_token=SPECIAL[3]
+        tokenizer_object=backend, pad_token="<|pad|>", eos_token="<|im_end|>", unk_token="<unk>"
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": [SPECIAL[2]]})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 

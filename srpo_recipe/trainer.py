@@ -20,8 +20,9 @@ from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug import marked_timer
-from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
+from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
+from srpo_recipe import balance
 from srpo_recipe import metrics as step_metrics
 from srpo_recipe.config import from_plain
 from srpo_recipe.eval.validation import validation_metrics
@@ -69,6 +70,17 @@ class RoutedBatch:
     demonstration_lengths: list[int]  # tokens
     shortened: int
     rerouted: int
+
+    def reorder(self, order: list[int]) -> None:
+        """Follow the batch into another order of its rows."""
+        index_B = torch.tensor(order)
+        for name in ("reward_B", "correct_B", "teacher_B", "group_B", "real_B", "length_B"):
+            setattr(self, name, getattr(self, name)[index_B])
+        self.route = Route(self.route.policy_B[index_B], self.route.distill_B[index_B])
+        self.reward_infos = [self.reward_infos[row] for row in order]
+        self.agent_metrics = [self.agent_metrics[row] for row in order]
+        prompts = self.teacher_prompts
+        self.teacher_prompts = {place: prompts[row] for place, row in enumerate(order) if row in prompts}
 
 
 def row_seed(seed: int, step: int, index: int, session: int) -> int:
@@ -181,7 +193,20 @@ class SRPOTrainer(PPOTrainerSync):
         batch = super()._balance_batch(batch, metrics, *args, **kwargs)
         with marked_timer("route", self.timing_raw, color="yellow"):
             self._route(batch)
+            if self.one_forward and self.routed.teacher_prompts:
+                self._deal_rows(batch, metrics)
         return batch
+
+    def _deal_rows(self, batch: KVBatchMeta, metrics: dict) -> None:
+        """Level the ranks' shares of the routed rows: the rank that updates a row is the one that runs its teacher."""
+        prompts, length_B = self.routed.teacher_prompts, [tag["seq_len"] for tag in batch.tags]
+        response_B = self.routed.length_B.tolist()
+        teacher_B = [len(prompts[row]) + response if row in prompts else 0 for row, response in enumerate(response_B)]
+        shares = balance.deal(teacher_B, length_B, self._data_parallel_size("actor"))
+        metrics.update(log_seqlen_unbalance(seqlen_list=length_B, partitions=shares, prefix="global_seqlen"))
+        order = [row for share in shares for row in share]
+        batch.reorder(order)
+        self.routed.reorder(order)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """Nothing with one optimiser step a batch: the update's own forward pass gives them."""
@@ -326,9 +351,10 @@ class SRPOTrainer(PPOTrainerSync):
         for sample, ids in zip(samples, fields[TOP_IDS].unbind() if known else (), strict=bool(known)):
             sample["ids"] = ids
         ranks = self._data_parallel_size("ref")
-        shares = (
-            self._shares_by_rank(rows, len(batch.keys), ranks) if self.one_forward else self._shares(samples, ranks)
-        )
+        if self.one_forward:
+            shares = balance.by_rank(rows, len(batch.keys), ranks)
+        else:
+            shares = balance.equal_work([len(row["prompt"]) + len(row["response"]) for row in samples], ranks)
         filler = self.tokenizer.eos_token_id
         padding = {"prompt": [filler], "response": torch.tensor([filler])}
         if known:
@@ -341,24 +367,6 @@ class SRPOTrainer(PPOTrainerSync):
             batch, {rows[place]: score for (place, _), score in zip(order, scores, strict=True) if place is not None}
         )
         return len(order)
-
-    @staticmethod
-    def _shares_by_rank(rows: list[int], total: int, ranks: int) -> list[list[int | None]]:
-        """Places in `rows` by the rank that will update them, which is where the teacher's states must stay. None pads."""
-        shares: list[list[int | None]] = [[] for _ in range(ranks)]
-        for place, row in enumerate(rows):
-            shares[row * ranks // total].append(place)
-        longest = max(map(len, shares))
-        return [share + [None] * (longest - len(share)) for share in shares]
-
-    @staticmethod
-    def _shares(samples: list[dict], ranks: int) -> list[list[int | None]]:
-        """Places in `samples` in equal shares of about equal work for every rank. None pads."""
-        lengths = [len(sample["prompt"]) + len(sample["response"]) for sample in samples]
-        lengths += [2] * (-len(lengths) % ranks)
-        work = calculate_workload(torch.tensor(lengths)).tolist()
-        shares = get_seqlen_balanced_partitions(work, k_partitions=ranks, equal_size=True)
-        return [[place if place < len(samples) else None for place in share] for share in shares]
 
     def _score(self, samples: list[dict]) -> list[dict[str, Tensor]]:
         """Run `SRPOWorker.compute_teacher` on the samples, in this order; returns the fields that it wrote for each."""
