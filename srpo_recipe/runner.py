@@ -1,15 +1,40 @@
 """verl's task runner, with the method registered in the process that looks it up."""
 
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import ray
+import transfer_queue as tq
+from omegaconf import DictConfig
 from verl.trainer.main_ppo import TaskRunnerV1
+from verl.workers.rollout.replica import get_rollout_replica_class
+
+logger = logging.getLogger(__name__)
 
 
 @ray.remote
 class SRPOTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
-    """The process that holds the trainer."""
+    """The process that holds the trainer.
 
-    def run(self, config):
+    verl starts its processes one after the other and waits for each. Two of these waits are used: the data queue's processes
+    start while this one imports the trainer (verl's own `tq.init` then finds them), and the rollout engine, of which verl wants
+    the class when the workers stand, is imported while they start.
+    """
+
+    def run(self, config: DictConfig):
         from srpo_recipe.plugin import register_method
 
-        register_method()
+        with ThreadPoolExecutor(1) as pool:
+            queue = pool.submit(tq.init, config.transfer_queue)
+            register_method()
+            queue.result()
+        threading.Thread(target=_import_engine, args=[config.actor_rollout_ref.rollout.name], daemon=True).start()
         super().run(config)
+
+
+def _import_engine(name: str) -> None:
+    try:
+        get_rollout_replica_class(name)
+    except Exception:  # verl asks again, and reports it
+        logger.debug("the rollout engine %s cannot be imported ahead of time", name, exc_info=True)

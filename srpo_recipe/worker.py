@@ -253,15 +253,25 @@ class RoutedEngine(FSDPEngineWithLMHead):
         super().__init__(model_config, engine_config, optimizer_config, checkpoint_config)
         self.teacher: RoutedEngine | None = None
         self.teacher_head_VH: Tensor | None = None  # while an update runs
+        self.head_rows: Tensor | None = (
+            None  # of the micro-batch under way: the tokens whose logits are wanted, None for all
+        )
         self.head_input: Tensor | None = None  # what the output layer was given last; the teacher's only
         # row number -> (hidden states [R, H], statistics) of the routed responses, from the teacher's pass to the update's end
         self.kept: dict[int, tuple[Tensor, vocabulary.TeacherStatistics]] = {}
 
     def initialize(self):
         super().initialize()
+        self.module.get_output_embeddings().register_forward_pre_hook(self._before_head)
+
+    def _before_head(self, _, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Give the output layer the wanted tokens alone: a prompt's logits are neither needed nor made."""
+        hidden = inputs[0]
+        if self.head_rows is not None:
+            hidden = hidden.flatten(0, -2)[self.head_rows].unsqueeze(0)
         if self.is_teacher:
-            head = self.module.get_output_embeddings()
-            head.register_forward_pre_hook(lambda _, inputs: setattr(self, "head_input", inputs[0].detach()))
+            self.head_input = hidden.detach()
+        return hidden, *inputs[1:]
 
     def _build_optimizer(self, module):
         return None if self.is_teacher else super()._build_optimizer(module)
@@ -295,20 +305,41 @@ class RoutedEngine(FSDPEngineWithLMHead):
         try:
             return super().forward_backward_batch(data, loss_function, forward_only)
         finally:
-            self.teacher_head_VH = self.head_input = None
+            self.teacher_head_VH = self.head_rows = self.head_input = None
+
+    def prepare_model_inputs(self, micro_batch: TensorDict):
+        model_inputs, output_args = super().prepare_model_inputs(micro_batch)
+        self.head_rows = None
+        if not self._verl_reads_logits(micro_batch):
+            ids = model_inputs["input_ids"]
+            rows = [torch.arange(*span) for span in self._response_spans(micro_batch, ids.shape[1])]
+            self.head_rows = torch.cat(rows).to(ids.device)
+        return model_inputs, output_args
+
+    @staticmethod
+    def _verl_reads_logits(micro_batch: TensorDict) -> bool:
+        """Whether verl makes outputs of its own of this pass, from the logits of every token."""
+        stage = tu.get_non_tensor_data(data=micro_batch, key="srpo_pass", default=None)
+        extras = ("calculate_entropy", "calculate_sum_pi_squared")
+        return stage in (None, "student_ids") or any(
+            tu.get_non_tensor_data(data=micro_batch, key=key, default=False) for key in extras
+        )
 
     def prepare_model_outputs(self, output, output_args, micro_batch: TensorDict, logits_processor_func):
         """What the pass named by `srpo_pass` wants of the logits; verl's own outputs where there is none, or beside it."""
         stage = tu.get_non_tensor_data(data=micro_batch, key="srpo_pass", default=None)
         model_output = {}
-        extras = ("calculate_entropy", "calculate_sum_pi_squared")
-        if stage in (None, "student_ids") or any(tu.get_non_tensor_data(micro_batch, key, False) for key in extras):
+        if self._verl_reads_logits(micro_batch):
             model_output = super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
         if stage is None:
             return model_output
         logits_TV = output.logits.flatten(0, -2)
         routed_B = micro_batch[DISTILL].reshape(-1) > 0
-        spans = self._response_spans(micro_batch, output.logits)
+        if self.head_rows is None:
+            spans = self._response_spans(micro_batch, output.logits.shape[1])
+        else:
+            ends = micro_batch["responses"].offsets().tolist()
+            spans = list(zip(ends[:-1], ends[1:], strict=True))
         routed_spans = [span for span, routed in zip(spans, routed_B.tolist(), strict=True) if routed]
         options: dict[str, Any] = {
             "temperature": float(micro_batch["temperature"]),
@@ -373,17 +404,17 @@ class RoutedEngine(FSDPEngineWithLMHead):
         return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
     @staticmethod
-    def _response_spans(micro_batch: TensorDict, logits: Tensor) -> list[tuple[int, int]]:
+    def _response_spans(micro_batch: TensorDict, width: int) -> list[tuple[int, int]]:
         """For each sequence the rows of the flattened logits that predict its response tokens: P - 1 ... P + R - 2.
 
-        verl packs the sequences ([1, total, V]) or pads them on the right ([B, longest, V]).
+        verl packs the sequences ([1, total, V]) or pads them on the right ([B, width, V]).
         """
         prompt_B = micro_batch["prompts"].offsets().diff()
         response_B = micro_batch["responses"].offsets().diff()
         if tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True):
             start_B = micro_batch["input_ids"].offsets()[:-1]
         else:
-            start_B = torch.arange(len(prompt_B), device=prompt_B.device) * logits.shape[1]
+            start_B = torch.arange(len(prompt_B), device=prompt_B.device) * width
         first_B = start_B + prompt_B - 1
         return list(zip(first_B.tolist(), (first_B + response_B).tolist(), strict=True))
 

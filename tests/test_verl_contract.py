@@ -43,6 +43,8 @@ NAMES = {
     "verl.utils.seqlen_balancing:calculate_workload": "seqlen_list",
     "verl.utils.seqlen_balancing:get_seqlen_balanced_partitions": "seqlen_list k_partitions equal_size",
     "verl.utils.seqlen_balancing:log_seqlen_unbalance": "seqlen_list partitions prefix",
+    "transfer_queue:init": "conf",
+    "verl.workers.rollout.replica:get_rollout_replica_class": "rollout disaggregation_enabled",
     "transfer_queue:KVBatchMeta": "keys tags partition_id fields extra_info",
     "transfer_queue:kv_batch_get": "keys partition_id select_fields",
     "transfer_queue:kv_batch_put": "keys partition_id fields tags data_parser",
