@@ -200,6 +200,7 @@ class Run:
             config.actor.optim.total_training_steps = 10
         self.model_config = omega_conf_to_dataclass(config.model)
         self.actor_config = omega_conf_to_dataclass(config.actor)
+        self.logits_made: list[int] = []  # tokens, for each pass of an output layer
         self.student = self.engine(self.actor_config.engine)
         self.teacher = self.engine(replace(self.actor_config.engine, forward_only=True))
         self.student.srpo = self.teacher.srpo = CASES["srpo"]
@@ -207,7 +208,8 @@ class Run:
         self.rows = make_rows(self.model)
         share = ROWS // self.world
         self.mine = slice(self.rank * share, (self.rank + 1) * share)
-        self.found = {"loss": {}, "gradient": {}, "metrics": {}}
+        self.found = {"loss": {}, "gradient": {}, "metrics": {}, "logits_made": {}}
+        self.found["response_tokens"] = sum(len(row["responses"]) for row in self.rows)
 
     def engine(self, engine_config):
         engine = EngineRegistry.new(
@@ -219,6 +221,8 @@ class Run:
             checkpoint_config=self.actor_config.checkpoint,
         )
         engine.initialize()
+        head = engine.module.get_output_embeddings()
+        head.register_forward_hook(lambda _, inputs, output: self.logits_made.append(output.shape[:-1].numel()))
         return engine
 
     def loss_function(self, case: str):
@@ -231,14 +235,18 @@ class Run:
         """Loss and gradients of one mini-batch, put together as verl's TrainingWorker does."""
         engine = self.student
         engine.srpo = CASES[case]
+        self.logits_made.clear()
         with engine.train_mode():
             engine.optimizer_zero_grad()
             output = engine.forward_backward_batch(self.batch(case, split, **options), self.loss_function(case))
             found = gradients(engine.module)
+        made = torch.tensor(sum(self.logits_made))
+        dist.all_reduce(made)
         loss = torch.tensor(sum(output["loss"]), dtype=torch.float64)
         dist.all_reduce(loss, op=dist.ReduceOp.AVG)
         name = (case, "dynamic" if options.get("use_dynamic_bsz") else split)
         self.found["loss"][name], self.found["gradient"][name] = float(loss), found
+        self.found["logits_made"][name] = int(made)
         gathered = [None] * self.world
         dist.all_gather_object(gathered, output["metrics"])
         merged = {key: [one[key] for one in gathered] for key in gathered[0] if key.startswith("distill/")}

@@ -107,6 +107,13 @@ def test_a_mini_batch_on_no_route_gives_zero_and_no_nan(runs):
         assert all(torch.equal(value, torch.zeros_like(value)) for value in gradient.values())
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_update_makes_logits_of_response_tokens_alone(runs, world):
+    made = runs[world]["logits_made"]
+    assert ("srpo", "dynamic") in made and ("nothing", "row") in made
+    assert set(made.values()) == {runs[world]["response_tokens"]}
+
+
 def test_the_knobs_change_the_loss(runs):
     """weight_scope=micro_batch depends on the split, and only on it; average=sequence is another mean."""
     srpo, micro = (
