@@ -32,7 +32,7 @@ def run(command: list[str], cwd: Path, **environment) -> str:
 def wheel(tmp_path_factory) -> Path:
     """Built from a copy of what is to be packed, so that no build folder is left in the checkout."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    names = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "srpo_recipe", "config")
+    names = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "srpo_recipe", "config", "requirements")
     run(["cp", "-r", *[str(ROOT / name) for name in names if (ROOT / name).exists()], str(source)], source)
     for cache in source.rglob("__pycache__"):
         run(["rm", "-r", str(cache)], source)
