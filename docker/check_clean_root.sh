@@ -5,10 +5,11 @@
 #   sudo bash docker/check_clean_root.sh MIRROR ROOT [COMMAND...]
 #
 # MIRROR   a Debian mirror, such as /etc/apt/sources.list names
-# ROOT     a folder to make, about 6 GB. One that an earlier call finished is not built again
+# ROOT     a folder to make, about 5 GB. One that an earlier call finished is not built again
 # COMMAND  is run in ROOT at the end, as the Dockerfile's user
 # Environment: DOCKERFILE  default docker/Dockerfile.cpu
 #              BIND        paths that ROOT shall see, too: "/usr/local/share/ca-certificates" where a proxy has certificates of its own
+#              SHM         size of /dev/shm, as of docker run --shm-size; default 2g
 #              PIP_*, TORCH_INDEX and *_proxy reach the commands
 # Mounts and processes live in namespaces of their own and end with the script. ROOT stays; remove it with rm -r.
 set -euo pipefail
@@ -37,6 +38,7 @@ mounts() {
         mount --rbind "$path" "$ROOT$path"
     done
     mount -t proc proc "$ROOT/proc"
+    mount -t tmpfs -o "mode=1777,size=${SHM:-2g}" tmpfs "$ROOT/dev/shm"
     cp /etc/hosts /etc/resolv.conf "$ROOT/etc/"
 }
 
@@ -83,7 +85,7 @@ instruction() {
         USER) user=$(expand "$rest") ;;
         COPY) [ -e "$BUILT" ] || copy "${words[@]}" ;;
         RUN) [ -e "$BUILT" ] || in_root sh -c "$rest" ;;
-        CMD) ;;
+        LABEL | CMD) ;;
         *) fail "an instruction that this script does not know: $word" ;;
     esac
     echo "[clean root] $((SECONDS - before)) s: $word $rest"
@@ -93,5 +95,6 @@ while read -r word rest; do
     case $word in "" | "#"*) ;; *) instruction "$word" "$rest" < /dev/null ;; esac
 done < <(sed -e ':join' -e '/\\$/{N;s/\\\n//;b join}' "$DOCKERFILE")
 touch "$BUILT"
-echo "[clean root] $(du -sxh "$ROOT" | cut -f1) in $ROOT, $SECONDS s"
+size=$(for path in ${BIND:-}; do echo "$ROOT$path"; done | du -sxh --exclude-from=- "$ROOT" | cut -f1)
+echo "[clean root] $size in $ROOT, $SECONDS s"
 if [ $# -gt 0 ]; then in_root "$@"; fi

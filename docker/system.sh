@@ -7,18 +7,19 @@ set -euo pipefail
 
 kind=${1:-}
 id=${2:-1000}
-# certificates for pip and for a model hub; git: launchers print the commit of a mounted checkout; libnuma1: vLLM's CPU build
-packages=(ca-certificates git libnuma1 python3 python3-venv)
+# ca-certificates: pip and a model hub; git: launchers print the commit of a mounted checkout; libnuma1: vLLM's CPU build;
+# gcc, libc6-dev and python3-dev: a package of the tasks has no wheel, and Triton compiles at run time
+packages=(ca-certificates gcc git libc6-dev libnuma1 python3 python3-dev python3-venv)
 case $kind in
     cpu) ;;
-    # a compiler and Python's headers: flash-attn is built, Triton compiles at run time; verbs: NCCL over InfiniBand
-    gpu) packages+=(build-essential python3-dev libibverbs1 ibverbs-providers librdmacm1) ;;
+    # g++: flash-attn is built; the rest: NCCL over InfiniBand
+    gpu) packages+=(g++ ibverbs-providers libibverbs1 librdmacm1) ;;
     *) echo "the first argument is cpu or gpu, not '$kind'" >&2; exit 1 ;;
 esac
 
 export DEBIAN_FRONTEND=noninteractive
-apt-get update
-apt-get install --yes --no-install-recommends "${packages[@]}"
+apt-get update --quiet=2
+apt-get install --quiet=2 --yes --no-install-recommends "${packages[@]}"
 rm -rf /var/lib/apt/lists/*
 
 # Ubuntu's image comes with a user 1000 of its own.

