@@ -22,10 +22,11 @@ ROOT=$(realpath "$1")
 shift
 NETWORK=10.77.0
 mapfile -t SERVICES < <(chroot "$ROOT" /srpo/.venv/bin/python -c '
-import sys, yaml
+import shlex, sys, yaml
 for name, service in yaml.safe_load(sys.stdin)["services"].items():
     settings = " ".join(f"{key}={value}" for key, value in service["environment"].items())
-    print(name, service["shm_size"].replace("gb", "g"), settings, service["command"], sep="|")
+    health = shlex.join(service.get("healthcheck", {}).get("test", ["CMD", "true"])[1:])
+    print(name, service["shm_size"].replace("gb", "g"), settings, service["command"], health, sep="|")
 ' < docker/compose.yaml)
 
 in_root() {  # SETTINGS COMMAND...: as the image's user, in the checkout
@@ -49,6 +50,9 @@ host() {  # NAME NUMBER SHM SETTINGS COMMAND, in namespaces of its own
     read -ra command <<< "$5"
     in_root "$4" "${command[@]}" > "$ROOT/srpo/outputs/$1.log" 2>&1
 }
+on() {  # PROCESS SETTINGS COMMAND...: on the host of that process
+    nsenter --target "$1" --mount --net --uts --pid bash -euc 'in_root "$@"' - "${@:2}"
+}
 export -f host in_root
 export ROOT NETWORK
 
@@ -59,7 +63,7 @@ mount --rbind /sys "$ROOT/sys"
 echo "127.0.0.1 localhost" > "$ROOT/etc/hosts"
 number=1
 for service in "${SERVICES[@]}"; do
-    IFS='|' read -r name shm settings command <<< "$service"
+    IFS='|' read -r name shm settings command health <<< "$service"
     number=$((number + 1))
     echo "$NETWORK.$number $name" >> "$ROOT/etc/hosts"
     unshare --mount --propagation private --pid --fork --kill-child --net --uts \
@@ -71,9 +75,13 @@ for service in "${SERVICES[@]}"; do
     ip link set "to-$name" master bridge up
     echo "[cluster] $name at $NETWORK.$number, process $inner: $command"
     if [ "$name" = head ]; then head=$inner head_settings=$settings; fi
+    until on "$inner" "" bash -c "$health" 2> /dev/null; do
+        [ "$SECONDS" -lt 120 ] || fail "$name is not healthy after $SECONDS s; see $ROOT/srpo/outputs/$name.log"
+        sleep 1
+    done
+    echo "[cluster] $name is up after $SECONDS s"
 done
 status=0
-# the head's namespaces, and its mounts; this shell keeps the terminal
-nsenter --target "$head" --mount --net --uts --pid bash -euc 'in_root "$@"' - "$head_settings" "$@" || status=$?
+on "$head" "$head_settings" "$@" || status=$?
 echo "[cluster] the command ended with $status after $SECONDS s"
 exit "$status"
