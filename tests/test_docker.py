@@ -150,10 +150,13 @@ def test_the_compose_file_is_a_cluster_of_two():
     assert set(compose["services"]) == {"head", "worker"}
     for name, service in compose["services"].items():
         assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
-        assert service["volumes"] == ["outputs:/srpo/outputs"] and service["shm_size"] == "2gb"
+        assert service["volumes"] == ["outputs:/srpo/outputs", "token:/home/srpo/.ray"]
+        assert service["shm_size"] == "2gb"
         assert not {"ports", "privileged", "user"} & set(service), name  # nothing of it is open to others
         _, script, *_ = service["command"].split()
         assert (ROOT / script).is_file(), script
+    # a volume takes its owner from the image's folder
+    assert "mkdir -p data outputs ~/.ray" in of(DOCKER / "Dockerfile.cpu", "RUN")[-2]
     assert compose["services"]["worker"]["command"].endswith(" head:6379")
     assert "--port=6379" in compose["services"]["head"]["command"]
 
