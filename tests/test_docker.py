@@ -151,13 +151,14 @@ def test_the_compose_file_is_a_cluster_of_two():
     for name, service in compose["services"].items():
         assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
         assert service["volumes"] == ["outputs:/srpo/outputs", "token:/home/srpo/.ray"]
-        assert service["shm_size"] == "2gb"
+        # Ray puts its object store elsewhere when it does not fit
+        assert service["shm_size"] == "2gb" and service["command"].endswith("--object-store-memory=1000000000")
         assert not {"ports", "privileged", "user"} & set(service), name  # nothing of it is open to others
         _, script, *_ = service["command"].split()
         assert (ROOT / script).is_file(), script
     # a volume takes its owner from the image's folder
     assert "mkdir -p data outputs ~/.ray" in of(DOCKER / "Dockerfile.cpu", "RUN")[-2]
-    assert compose["services"]["worker"]["command"].endswith(" head:6379")
+    assert compose["services"]["worker"]["command"].split()[2] == "head:6379"
     assert "--port=6379" in compose["services"]["head"]["command"]
 
 
