@@ -70,7 +70,9 @@ def _listens(address: str) -> bool:
     return True
 
 
-def _missing(address: str, present: Nodes | None, nodes: int, gpus: int, timeout: float, expected: Iterable[str]) -> str:
+def _missing(
+    address: str, present: Nodes | None, nodes: int, gpus: int, timeout: float, expected: Iterable[str]
+) -> str:
     """The text of the error."""
     if present is None:
         return (

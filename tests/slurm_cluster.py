@@ -82,7 +82,10 @@ class SlurmCluster:
     def start(self) -> None:
         """Start the daemons; returns when both nodes are idle."""
         munge = self.folder / "munge"
-        files = [f"--{name}={munge}/{name.removesuffix('-file')}" for name in ("key-file", "pid-file", "log-file", "seed-file")]
+        files = [
+            f"--{name}={munge}/{name.removesuffix('-file')}"
+            for name in ("key-file", "pid-file", "log-file", "seed-file")
+        ]
         self._daemon("munged", "--foreground", "--force", f"--socket={munge}/socket", *files)
         self._daemon("slurmctld", "-D")
         for node in NODES:
@@ -96,9 +99,7 @@ class SlurmCluster:
         program = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")
         with (self.folder / f"{name}{len(self.daemons)}.log").open("w") as log:
             command = [program, *options]
-            self.daemons.append(
-                subprocess.Popen(command, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
-            )
+            self.daemons.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=subprocess.STDOUT))
         time.sleep(1.0)
 
     def stop(self) -> None:
