@@ -15,6 +15,15 @@ need_environment() { [ -x "$venv/bin/python" ] || fail "no environment in $venv:
 # A command as it could be typed, every argument quoted.
 show() { printf '%q ' "$@"; echo; }
 
+# Who reaches a Ray cluster can run code on it, so ours ask for a token: the same file, or variable, on every machine.
+ray_token() {
+    export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
+    local file=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
+    if [ "$RAY_AUTH_MODE" != token ] || [ -n "${RAY_AUTH_TOKEN:-}" ] || [ -s "$file" ] || [ -n "${dry_run:-}" ]; then return; fi
+    [ -n "${make_token:-}" ] || fail "no $file: copy it from the head, or set RAY_AUTH_TOKEN (RAY_AUTH_MODE=disabled: none)"
+    "$venv/bin/ray" get-auth-token --generate > /dev/null
+}
+
 # ray start, in the foreground. A machine without an accelerator offers slots in its place: SRPO_RANKS of them.
 ray_start() {
     local environment slots=()

@@ -5,7 +5,7 @@
 # It is a node too: its GPUs take part. Then, each in its own terminal:
 #   bash scripts/ray_join.sh 10.0.0.1:6379                       on every other machine
 #   bash scripts/ray_submit.sh trainer.nnodes=2 ...              on the head
-# Every machine has this checkout and its environment under the same path. SRPO_RANKS (1) is the number of training ranks
+# Every machine has this checkout and its environment under the same path, and the head's ~/.ray/auth_token. SRPO_RANKS (1) is the number of training ranks
 # that a machine without an accelerator takes.
 
 # shellcheck source=scripts/lib.sh
@@ -15,4 +15,6 @@ case ${1:-} in
     --dry-run) dry_run=yes; shift ;;
 esac
 need_environment
+make_token=yes
+ray_token
 ray_start --head "$@"

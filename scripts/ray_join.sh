@@ -14,6 +14,7 @@ address=${1:-}
 [[ $address =~ ^[^-].*:[0-9]+$ ]] || fail "the first argument is the head's HOST:PORT, not '$address'; see --help"
 shift
 need_environment
+ray_token
 listens() { (exec 3<> "/dev/tcp/${address%:*}/${address##*:}") 2> /dev/null; }
 until [ -n "${dry_run:-}" ] || listens; do
     if [ "$SECONDS" -ge 600 ]; then fail "nothing listens at $address after $SECONDS s: is the head up, and its port open?"; fi

@@ -21,6 +21,7 @@ while :; do
     shift
 done
 need_environment
+ray_token
 job=(env SRPO_USE_RAY_ADDRESS=1 "SRPO_VENV=$(realpath -s "$venv")" bash "$PWD/scripts/train.sh" "$@")
 command=("$venv/bin/ray" job submit "--address=$address" ${options[@]+"${options[@]}"} -- "${job[@]}")
 if [ -z "${dry_run:-}" ]; then exec "${command[@]}"; fi

@@ -17,6 +17,6 @@ case ${1:-} in
 esac
 need_environment
 # A cluster of our own unless the user names one: a left-over address would send the job to somebody else's.
-if [ -z "${SRPO_USE_RAY_ADDRESS:-}" ]; then unset RAY_ADDRESS; fi
+if [ -z "${SRPO_USE_RAY_ADDRESS:-}" ]; then unset RAY_ADDRESS; else ray_token; fi
 export HYDRA_FULL_ERROR=${HYDRA_FULL_ERROR:-0} PYTHONUNBUFFERED=1
 exec "$venv/bin/python" -m "srpo_recipe.$module" "$@"

@@ -17,6 +17,10 @@ import ray
 POLL_SECONDS = 1.0
 REMIND_SECONDS = 30.0  # between two lines of progress that say the same
 
+NO_RAY = """no Ray takes this run at {address} after {timeout:.0f} s (run.wait_seconds): {problem}.
+Start its head (bash scripts/ray_head.sh), see that this machine reaches that port and has the head's token
+(~/.ray/auth_token, or RAY_AUTH_TOKEN); the head's own log says why it ended."""
+
 Nodes = list[tuple[str, float]]  # address and number of GPUs of each
 
 
@@ -29,71 +33,57 @@ def wait(address: str, nodes: int, gpus: int, timeout: float, expected: Iterable
     start, said, last = time.monotonic(), "", 0.0
     try:
         while True:
-            present = _look(address)
-            ready = sum(count >= gpus for _, count in present or [])
+            problem = _connect(address)
+            present = [] if problem else _nodes()
+            ready = [name for name, count in present if count >= gpus]
             seconds = time.monotonic() - start
-            text = f"Ray at {address}: {ready} of {nodes} nodes with {gpus} GPUs"
+            text = f"Ray at {address}: {problem or f'{len(ready)} of {nodes} nodes with {gpus} GPUs'}"
             if text != said or seconds - last >= REMIND_SECONDS:
                 print(f"{text} after {seconds:.0f} s of {timeout:.0f}", flush=True)
                 said, last = text, seconds
-            if ready >= nodes:
+            if len(ready) >= nodes:
                 return
             if seconds > timeout:
-                raise TimeoutError(_missing(address, present, nodes, gpus, timeout, expected))
+                if problem:
+                    raise TimeoutError(NO_RAY.format(address=address, timeout=timeout, problem=problem))
+                raise TimeoutError(_missing(present, nodes, gpus, timeout, expected))
             time.sleep(POLL_SECONDS)
     finally:
         ray.shutdown()
 
 
-def _look(address: str) -> Nodes | None:
-    """The nodes that are alive; None as long as no Ray answers there."""
-    if not ray.is_initialized():
-        if not _listens(address):
-            return None
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
-            # The head listens before it can take a driver; what lasts is shown every time.
-            print(f"Ray at {address}: {str(error).splitlines()[0]}", flush=True)
-            return None
+def _connect(address: str) -> str:
+    """Connect to Ray, unless that was done; returns why it is not possible yet, or nothing."""
+    if ray.is_initialized():
+        return ""
+    host, _, port = address.rpartition(":")
+    try:
+        if port.isdigit():  # else auto: Ray knows what is meant
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
+        return str(error).splitlines()[0]
+    return ""
+
+
+def _nodes() -> Nodes:
     return [(node["NodeManagerAddress"], node["Resources"].get("GPU", 0.0)) for node in ray.nodes() if node["Alive"]]
 
 
-def _listens(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    if not port.isdigit():
-        return True  # auto, for instance: Ray knows better
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
-def _missing(
-    address: str, present: Nodes | None, nodes: int, gpus: int, timeout: float, expected: Iterable[str]
-) -> str:
-    """The text of the error."""
-    if present is None:
-        return (
-            f"no Ray cluster answers at {address} after {timeout:.0f} s (run.wait_seconds). Start its head "
-            "(bash scripts/ray_head.sh) and see that this machine reaches that port; the head's own log says why it ended."
-        )
-    came = {name for name, _ in present}
+def _missing(present: Nodes, nodes: int, gpus: int, timeout: float, expected: Iterable[str]) -> str:
+    """What came, what did not, and the mend."""
     ready = [name for name, count in present if count >= gpus]
     short = [f"{name} ({count:g})" for name, count in present if count < gpus]
+    absent = set(expected) - {name for name, _ in present}
     lines = [
-        f"the run needs {nodes} nodes with {gpus} GPUs each, and {len(ready)} came within {timeout:.0f} s (run.wait_seconds).",
+        f"the run needs {nodes} nodes with {gpus} GPUs each, and {len(ready)} came within {timeout:.0f} s "
+        "(run.wait_seconds).",
         f"came: {', '.join(ready) or 'none'}",
-    ]
-    if short:
-        lines.append(f"came with fewer GPUs: {', '.join(short)}")
-    if absent := [name for name in expected if name not in came]:
-        lines.append(f"did not come: {', '.join(absent)}")
-    lines.append(
+        *([f"came with fewer GPUs: {', '.join(short)}"] if short else []),
+        *([f"did not come: {', '.join(sorted(absent))}"] if absent else []),
         "Read the logs of the nodes that are missing, join more (bash scripts/ray_join.sh ADDRESS), or ask for what is "
-        "there: trainer.nnodes, trainer.n_gpus_per_node."
-    )
+        "there: trainer.nnodes, trainer.n_gpus_per_node.",
+    ]
     return "\n".join(lines)
 
 

@@ -50,10 +50,10 @@ def main(overrides: list[str]) -> None:
         with initialize_config_module("srpo_recipe_config", version_base=None):
             config = compose("srpo", overrides=overrides)
         settings = check(config)
-        run = OmegaConf.to_container(config.run, resolve=True)
+        OmegaConf.resolve(config)
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"Configuration error: {error}")
-    print_table([*describe(config, settings), ("run", f"{run['name']}, in {run['dir']}")])
+    print_table([*describe(config, settings), ("run", f"{config.run.name}, in {config.run.dir}")])
 
 
 if __name__ == "__main__":

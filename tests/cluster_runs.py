@@ -8,10 +8,10 @@ from pathlib import Path
 
 from srpo_recipe.metrics import read_lines
 
+TOKEN = "0123456789abcdef" * 4
 ROOT = Path(__file__).parent.parent
 SETTINGS = [
     "hardware=cpu",
-    "trainer.nnodes=2",
     "trainer.n_gpus_per_node=1",
     "data.train_batch_size=4",
     "actor_rollout_ref.rollout.n=4",
@@ -26,10 +26,16 @@ SETTINGS = [
 
 def environment() -> dict[str, str]:
     """For launchers: this Python's environment, on the CPU, without a cluster that somebody left in a variable."""
-    drop = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    drop = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE")
     kept = {key: value for key, value in os.environ.items() if key not in drop and not key.startswith("SLURM_")}
     # Ray's workers would run at a low priority, which on a busy machine is none.
-    return {"RAY_worker_niceness": "0", **kept, "SRPO_PLATFORM": "cpu", "SRPO_VENV": sys.prefix}
+    return {
+        "RAY_worker_niceness": "0",
+        **kept,
+        "RAY_AUTH_TOKEN": TOKEN,
+        "SRPO_PLATFORM": "cpu",
+        "SRPO_VENV": sys.prefix,
+    }
 
 
 def steps(root: Path) -> list[int]:

@@ -82,7 +82,7 @@ def test_an_old_request_is_forgotten(config):
 @pytest.mark.timeout(900)
 def test_a_run_ends_with_status_75_and_a_checkpoint(tmp_path):
     total = 40
-    settings = [*SETTINGS, "trainer.nnodes=1", f"trainer.total_training_steps={total}", "trainer.save_freq=-1"]
+    settings = [*SETTINGS, f"trainer.total_training_steps={total}", "trainer.save_freq=-1"]
     command = [sys.executable, "-m", "srpo_recipe.main", *settings, f"run.root={tmp_path}"]
     log = tmp_path / "log.txt"
     with log.open("w") as file:
