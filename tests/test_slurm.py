@@ -5,6 +5,7 @@ Minutes, root and Debian's Slurm: `bash scripts/test_cluster.sh`.
 
 import json
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from cluster_runs import ROOT, SETTINGS, environment, steps, until
 from slurm_cluster import ENDED, NODES, SlurmCluster
 
 pytestmark = [
-    pytest.mark.long,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(slurm_cluster.missing() is not None, reason=str(slurm_cluster.missing())),
 ]
@@ -56,6 +56,90 @@ class Job:
         until(lambda: self.state() in ENDED, seconds, self.log)
 
 
+STAND_IN = """#!/bin/bash
+case "$2" in
+    srpo_recipe.cluster) echo "export VERL_PLATFORM=cpu" ;;
+    srpo_recipe.main)
+        printf '%s\\n' "${@:3}" > "$NOTES/start-${SLURM_RESTART_COUNT:-0}"
+        [ -z "${SLURM_RESTART_COUNT:-}" ] || exit 0
+        last=${@: -1}
+        until [ -e "${last#run.stop_file=}" ]; do sleep 0.2; done
+        exit 75 ;;
+esac
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch, slurm) -> Path:
+    """An environment whose Ray sleeps, and whose run notes its arguments, waits for the stop file, and ends the second time."""
+    for name, text in (("python", STAND_IN), ("ray", "#!/bin/sh\nexec sleep 300\n")):
+        path = tmp_path / "venv" / "bin" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    monkeypatch.setitem(slurm.environment, "SRPO_VENV", str(tmp_path / "venv"))
+    monkeypatch.setitem(slurm.environment, "NOTES", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_signal_leads_to_a_requeue_with_the_same_arguments(slurm, stand_in):
+    awkward = ["trainer.logger=[tensorboard, console]", """trainer.project_name="it's $HOME; (x)  y" """]
+    job = Job(slurm, stand_in, ["--time=5"], awkward)
+    until((stand_in / "start-0").exists, 60, job.log)
+    slurm.ask("scancel", "--batch", "--signal=USR1", job.number)
+    job.wait(120)
+    assert job.state() == "COMPLETED" and slurm.job(job.number)["Restarts"] == "1", job.log()
+    first, second = ((stand_in / f"start-{number}").read_text().splitlines() for number in (0, 1))
+    stop_file = f"run.stop_file={slurm.folder}/logs/{job.number}/STOP"
+    assert first == second == ["trainer.nnodes=2", *SETTINGS, f"run.root={stand_in}", *awkward, stop_file]
+    log = job.file.read_text()
+    assert log.count(f"job {job.number}, start ") == 2 and "start 2, on n1 n2 (127.0.0.2 127.0.0.3)" in log
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_not_requeued(slurm, stand_in):
+    (stand_in / "venv" / "bin" / "python").write_text(STAND_IN.replace("exit 75", "exit 3"))
+    job = Job(slurm, stand_in, ["--time=5"], [])
+    until((stand_in / "start-0").exists, 60, job.log)
+    slurm.ask("scancel", "--batch", "--signal=USR1", job.number)
+    job.wait(60)
+    found = slurm.job(job.number)
+    assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("FAILED", "3:0", "0"), job.log()
+
+
+@pytest.mark.slow
+def test_each_element_of_a_sweep_runs_its_line(slurm, stand_in):
+    name = f"test-{stand_in.name}"
+    folder = ROOT / "outputs" / "sweeps" / name
+    command = [
+        "bash",
+        "scripts/sweep.sh",
+        "--name",
+        name,
+        "--seeds",
+        "1 2",
+        "--sbatch",
+        f"--nodes=2 --output={stand_in}/%a.log",
+    ]
+    (stand_in / "venv" / "bin" / "python").write_text(
+        STAND_IN.replace("start-${SLURM_RESTART_COUNT:-0}", "$SLURM_ARRAY_TASK_ID")
+    )
+    try:
+        slurm.ask(*command, "--", "srpo.beta=2", cwd=ROOT)
+        until(lambda: all((stand_in / number).exists() for number in "01"), 90, lambda: slurm.ask("squeue"))
+        for number, seed in (("0", 1), ("1", 2)):
+            words = (stand_in / number).read_text().splitlines()
+            run = [f"srpo.seed={seed}", f"run.root=outputs/sweeps/{name}", f"run.name=srpo-sums-seed{seed}"]
+            assert words[:-1] == ["trainer.nnodes=2", "method=srpo", "task=sums", *run, "srpo.beta=2"]
+        again = slurm.ask(*command, "--", "srpo.beta=2", cwd=ROOT, check=False)
+        assert "Submitted" not in again, "its jobs are still in the queue"
+    finally:
+        slurm.ask("scancel", f"--name=srpo-{name}", check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.long
 def test_a_run_hits_its_time_limit_is_requeued_resumes_and_ends(slurm, tmp_path):
     """Each start has five minutes, is told 90 s before the end, and the run needs more than one of them."""
     total = 90
@@ -82,6 +166,7 @@ def test_a_run_hits_its_time_limit_is_requeued_resumes_and_ends(slurm, tmp_path)
         assert not slurm.processes(job.number, node, "raylet"), "the job is over and Ray still runs"
 
 
+@pytest.mark.long
 def test_a_node_that_dies_ends_the_job_with_the_real_error_and_the_next_job_resumes(slurm, tmp_path):
     total = 12
     overrides = [f"trainer.total_training_steps={total}", "trainer.save_freq=1", "trainer.max_actor_ckpt_to_keep=2"]
