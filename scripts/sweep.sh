@@ -24,7 +24,6 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-need_environment
 [[ $name =~ ^[A-Za-z0-9._-]+$ ]] || fail "--name takes letters, digits, dots, hyphens and underscores, not '$name'"
 folder=outputs/sweeps/$name
 settings=$(show "$@")

@@ -1,6 +1,7 @@
 """A Ray cluster of two nodes on this machine, joined by the launchers as a user would: each node has an address of its own."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -123,8 +124,9 @@ def test_the_second_node_joins(nodes):
 def test_overrides_reach_a_job_as_they_are(nodes):
     status, output = nodes.submit("--cfg", "job", "--resolve", "--package", "trainer", *AWKWARD)
     assert status == 0, output
-    shown = output[output.index("# @package trainer") :]
-    shown = yaml.safe_load(shown[: shown.index("\n\n")] if "\n\n" in shown else shown)
+    shown = yaml.safe_load(
+        re.split(r"\n\d{4}-", output[output.index("# @package trainer") :])[0]
+    )  # up to Ray's next line
     assert shown["logger"] == ["tensorboard", "console"] and shown["project_name"] == STRING
 
 
