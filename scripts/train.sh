@@ -1,11 +1,22 @@
 #!/usr/bin/env bash
-# Run one job in an environment that scripts/install.sh made. All arguments are Hydra overrides.
+# Run one job in an environment that scripts/install.sh made, on this machine. All arguments are Hydra overrides.
 #   bash scripts/train.sh method=grpo trainer.total_training_steps=20
-set -euo pipefail
-cd "$(dirname "$0")/.."
-venv=${SRPO_VENV:-.venv}
-[ -x "$venv/bin/python" ] || { echo "no environment in $venv: run  bash scripts/install.sh  first" >&2; exit 1; }
+#   bash scripts/train.sh --dry-run ...         the command, versions, commit and what the run would do; starts nothing
+#   bash scripts/train.sh --cfg job --resolve   the whole configuration
+# On a Ray cluster that others started, from one of its machines:
+#   SRPO_USE_RAY_ADDRESS=1 RAY_ADDRESS=HOST:PORT bash scripts/train.sh trainer.nnodes=2 ...
+# Exit status 75: stopped on request (`touch RUN_FOLDER/STOP`), with a checkpoint. The same command goes on from it.
+# SRPO_VENV names another environment than .venv.
+
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+module=main
+case ${1:-} in
+    -h | --help) usage; exit ;;
+    --dry-run) module=dry_run; shift; echo "in $PWD:"; show "$venv/bin/python" -m srpo_recipe.main "$@" ;;
+esac
+need_environment
 # A cluster of our own unless the user names one: a left-over address would send the job to somebody else's.
-if [ -z "${SRPO_USE_RAY_ADDRESS:-}" ]; then unset RAY_ADDRESS; fi
+if [ -z "${SRPO_USE_RAY_ADDRESS:-}" ]; then unset RAY_ADDRESS; else ray_token; fi
 export HYDRA_FULL_ERROR=${HYDRA_FULL_ERROR:-0} PYTHONUNBUFFERED=1
-exec "$venv/bin/python" -m srpo_recipe.main "$@"
+exec "$venv/bin/python" -m "srpo_recipe.$module" "$@"

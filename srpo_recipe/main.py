@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from srpo_recipe import plugin
+from srpo_recipe import plugin, stop
 from srpo_recipe.config import check, describe
 from srpo_recipe.verify.settings import wire
 from srpo_recipe.watchdog import ended_clearly
@@ -29,6 +29,9 @@ def prepare(config: DictConfig) -> None:
         # Absolute first: other processes, perhaps on other nodes, read the paths that are built from these.
         config.run.root = str(Path(config.run.root).absolute())
         config.run.dir = str(Path(config.run.dir).absolute())
+        config.run.stop_file = str(Path(config.run.stop_file).absolute())
+        if os.environ.get("RAY_ADDRESS"):  # a cluster that runs has its resources
+            config.ray_kwargs.ray_init.update(num_cpus=None, num_gpus=None)
         OmegaConf.resolve(config)
         config.run.started_at = config.run.started_at or time.time()
         wire(config)
@@ -38,9 +41,24 @@ def prepare(config: DictConfig) -> None:
     run_dir = Path(config.run.dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TENSORBOARD_DIR", str(run_dir / "tensorboard"))
+    stop.clear(config)
     if config.task.get("generate"):
         hydra.utils.instantiate(config.task.generate)
     OmegaConf.save(config, run_dir / "config.yaml")
+
+
+def join_cluster(config: DictConfig) -> None:
+    """Wait for the run's nodes, where RAY_ADDRESS names a cluster. Exits with what is missing."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return
+    from srpo_recipe import cluster
+
+    trainer, expected = config.trainer, os.environ.get("SRPO_NODES", "").split()
+    address = os.environ["RAY_ADDRESS"]
+    try:
+        cluster.wait(address, trainer.nnodes, trainer.n_gpus_per_node, config.run.wait_seconds, expected)
+    except TimeoutError as error:
+        sys.exit(f"Cluster error: {error}")
 
 
 def run(config: DictConfig) -> None:
@@ -66,6 +84,7 @@ def main(config: DictConfig) -> None:
         sys.exit(f"Configuration error: {error}")
     print_table(describe(config, settings))
     prepare(config)
+    join_cluster(config)
     with ended_clearly(config.run.dir):
         run(config)
     import ray
@@ -73,6 +92,9 @@ def main(config: DictConfig) -> None:
     from srpo_recipe.report import summarise
 
     ray.shutdown()  # its workers' last lines come before ours
+    if (step := stop.confirmed(config)) is not None:
+        print(f"stopped after step {step}, as {config.run.stop_file} asked; the same command goes on from there")
+        sys.exit(stop.STATUS)
     print(json.dumps(summarise(config)), flush=True)
 
 

@@ -24,6 +24,7 @@ from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
 from srpo_recipe import balance
 from srpo_recipe import metrics as step_metrics
+from srpo_recipe import stop
 from srpo_recipe.config import from_plain
 from srpo_recipe.eval.validation import validation_metrics
 from srpo_recipe.grpo import group_advantages
@@ -136,7 +137,11 @@ class SRPOTrainer(PPOTrainerSync):
 
     def _load_checkpoint(self):
         super()._load_checkpoint()
-        self.resumed_step = self.global_steps
+        self.resumed_step = self.saved_step = self.global_steps
+
+    def _save_checkpoint(self):
+        super()._save_checkpoint()
+        self.saved_step = self.global_steps
 
     def on_init_end(self):
         with self.watchdog.guard("first weight sync"):
@@ -185,8 +190,18 @@ class SRPOTrainer(PPOTrainerSync):
         super().on_sample_end()
 
     def on_step_end(self):
+        if self.global_steps < self.total_training_steps and stop.asked(self.config):
+            self._stop_after_this_step()
         with self.watchdog.guard(f"weight sync after step {self.global_steps}"):
             super().on_step_end()
+
+    def _stop_after_this_step(self):
+        if self.saved_step != self.global_steps:
+            with marked_timer("save_checkpoint", self.timing_raw, color="green"):
+                self._save_checkpoint()
+        stop.confirm(self.config, self.global_steps)
+        # verl's loop asks this before the next step (trainer_base.py:467), when this one's metrics are written
+        self.config.trainer.total_epochs = 0
 
     def _balance_batch(self, batch: KVBatchMeta, metrics, *args, **kwargs):
         self._sort_rows(batch)

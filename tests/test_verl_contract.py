@@ -107,6 +107,7 @@ METHODS = {
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._build_replay_buffer": "self",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._setup": "self",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._load_checkpoint": "self",
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._save_checkpoint": "self",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer.fit": "self agent_loop_manager",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer.on_sample_begin": "self",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync.on_sample_end": "self",

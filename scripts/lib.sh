@@ -1,0 +1,37 @@
+# shellcheck shell=bash
+# What the launchers share; sourced, not run. Their working directory is the repository's root afterwards.
+set -euo pipefail
+launcher=$(realpath "$0")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+venv=${SRPO_VENV:-.venv}
+
+fail() { echo "error: $*" >&2; exit 1; }
+
+# The comment at the head of the launcher.
+usage() { sed -n '2,${/^#/!q; /^#SBATCH/!s/^# \{0,1\}//p}' "$launcher"; }
+
+need_environment() { [ -x "$venv/bin/python" ] || fail "no environment in $venv: run  bash scripts/install.sh  first"; }
+
+# A command as it could be typed, every argument quoted.
+show() { printf '%q ' "$@"; echo; }
+
+# Who reaches a Ray cluster can run code on it, so ours ask for a token: the same file, or variable, on every machine.
+ray_token() {
+    export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
+    local file=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
+    if [ "$RAY_AUTH_MODE" != token ] || [ -n "${RAY_AUTH_TOKEN:-}" ] || [ -s "$file" ] || [ -n "${dry_run:-}" ]; then return; fi
+    [ -n "${make_token:-}" ] || fail "no $file: copy it from the head, or set RAY_AUTH_TOKEN (RAY_AUTH_MODE=disabled: none)"
+    "$venv/bin/ray" get-auth-token --generate > /dev/null
+}
+
+# ray start, in the foreground. A machine without an accelerator offers slots in its place: SRPO_RANKS of them.
+ray_start() {
+    local environment slots=()
+    environment=$("$venv/bin/python" -m srpo_recipe.cluster environment) || fail "srpo_recipe does not load"
+    eval "$environment"
+    if [ "${VERL_PLATFORM:-}" = cpu ]; then slots=("--num-gpus=${SRPO_RANKS:-1}" --num-cpus=16); fi
+    set -- "$venv/bin/ray" start --block ${slots[@]+"${slots[@]}"} "$@"
+    if [ -z "${dry_run:-}" ]; then exec "$@"; fi
+    show "$@"
+    "$venv/bin/python" -m srpo_recipe.dry_run --versions
+}

@@ -1,0 +1,60 @@
+"""What a command line would run, without starting it: `python -m srpo_recipe.dry_run [Hydra overrides]`.
+
+Prints the versions, the commit, the run's folder and the method's table, as the run itself would. Exit status 1 and the
+mend for a configuration that the run would refuse. With --versions alone it prints versions and commit.
+"""
+
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from srpo_recipe.config import check, describe
+from srpo_recipe.main import print_table
+
+PACKAGES = ("srpo_recipe", "verl", "ray", "vllm", "torch", "transformers")
+
+
+def versions() -> list[tuple[str, str]]:
+    """Name and version of the packages that matter and are installed, and the checkout's commit."""
+    found = [(name, _version(name)) for name in PACKAGES]
+    return [("python", sys.version.split()[0]), *[row for row in found if row[1]], ("commit", _commit())]
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "not a git checkout"
+
+
+def main(overrides: list[str]) -> None:
+    """Print it. Exits with the error of a configuration that is refused."""
+    print_table(versions())
+    if overrides == ["--versions"]:
+        return
+    try:
+        with initialize_config_module("srpo_recipe_config", version_base=None):
+            config = compose("srpo", overrides=overrides)
+        settings = check(config)
+        OmegaConf.resolve(config)
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"Configuration error: {error}")
+    print_table([*describe(config, settings), ("run", f"{config.run.name}, in {config.run.dir}")])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,33 @@
+"""Stops a run between two steps: a checkpoint, the step's metrics, and an exit status of its own.
+
+Whoever wants a run to end writes the file `run.stop_file` (Slurm's launcher does, when the time limit is near). The trainer
+looks for it after each step, on whatever node it runs, so the file lies on a file system that all nodes share.
+"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+STATUS = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on
+CONFIRMATION = "stopped.txt"
+
+
+def clear(config: DictConfig) -> None:
+    """Forget what an earlier start of this run was asked."""
+    Path(config.run.stop_file).unlink(missing_ok=True)
+    (Path(config.run.dir) / CONFIRMATION).unlink(missing_ok=True)
+
+
+def asked(config: DictConfig) -> bool:
+    return Path(config.run.stop_file).exists()
+
+
+def confirm(config: DictConfig, step: int) -> None:
+    """Say, for the driver, that the run stops after `step`, whose checkpoint is written."""
+    (Path(config.run.dir) / CONFIRMATION).write_text(f"{step}\n")
+
+
+def confirmed(config: DictConfig) -> int | None:
+    """The step after which the run was stopped, or None if it went to its end."""
+    path = Path(config.run.dir) / CONFIRMATION
+    return int(path.read_text()) if path.exists() else None

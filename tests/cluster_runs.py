@@ -1,0 +1,51 @@
+"""What the tests of real Ray and Slurm clusters share: a small run of two FSDP ranks, one on each of two nodes."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from srpo_recipe.metrics import read_lines
+
+TOKEN = "0123456789abcdef" * 4
+ROOT = Path(__file__).parent.parent
+SETTINGS = [
+    "hardware=cpu",
+    "trainer.n_gpus_per_node=1",
+    "data.train_batch_size=4",
+    "actor_rollout_ref.rollout.n=4",
+    "trainer.test_freq=-1",
+    "trainer.val_before_train=false",
+    "task.generate.train_size=64",
+    "task.generate.test_size=8",
+    "run.name=run",
+    "run.wait_seconds=240",
+]
+
+
+def environment() -> dict[str, str]:
+    """For launchers: this Python's environment, on the CPU, without a cluster that somebody left in a variable."""
+    drop = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE")
+    kept = {key: value for key, value in os.environ.items() if key not in drop and not key.startswith("SLURM_")}
+    # Ray's workers would run at a low priority, which on a busy machine is none.
+    return {
+        "RAY_worker_niceness": "0",
+        **kept,
+        "RAY_AUTH_TOKEN": TOKEN,
+        "SRPO_PLATFORM": "cpu",
+        "SRPO_VENV": sys.prefix,
+    }
+
+
+def steps(root: Path) -> list[int]:
+    """The steps whose metrics a run under `root` has written, in the file's order."""
+    return [line["step"] for line in read_lines(root / "run" / "metrics.jsonl")]
+
+
+def until(condition: Callable[[], object], seconds: float, why: Callable[[], str]) -> None:
+    """Return when `condition()` is true; fail with `why()` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s:\n{why()}"
+        time.sleep(0.2)

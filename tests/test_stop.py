@@ -1,0 +1,97 @@
+"""A run that is asked to stop: a checkpoint after the step, its metrics, status 75, nothing left of the request."""
+
+import inspect
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from cluster_runs import SETTINGS, environment, steps, until
+from omegaconf import OmegaConf
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+from srpo_recipe import stop
+from srpo_recipe.trainer import SRPOTrainer
+
+
+@pytest.fixture
+def config(tmp_path):
+    return OmegaConf.create(
+        {"run": {"dir": str(tmp_path), "stop_file": str(tmp_path / "STOP")}, "trainer": {"total_epochs": 3}}
+    )
+
+
+@pytest.fixture
+def trainer(config, monkeypatch):
+    """A trainer at the end of step 2 of 5, which notes the checkpoints and weight syncs that it is asked for."""
+    made = SRPOTrainer.__new__(SRPOTrainer)
+    made.config, made.timing_raw, made.global_steps, made.total_training_steps, made.saved_step = config, {}, 2, 5, 0
+    made.watchdog = SimpleNamespace(guard=lambda stage: nullcontext())
+    made.calls = []
+    monkeypatch.setattr(PPOTrainer, "_save_checkpoint", lambda self: self.calls.append("save"))
+    monkeypatch.setattr(PPOTrainerSync, "on_step_end", lambda self: self.calls.append("sync"))
+    return made
+
+
+def test_nothing_happens_unasked(trainer, config):
+    trainer.on_step_end()
+    assert trainer.calls == ["sync"] and config.trainer.total_epochs == 3 and stop.confirmed(config) is None
+
+
+def test_asked_it_saves_before_the_sync_and_ends_the_loop(trainer, config):
+    Path(config.run.stop_file).touch()
+    trainer.on_step_end()
+    assert trainer.calls == ["save", "sync"]
+    assert config.trainer.total_epochs == 0 and stop.confirmed(config) == 2
+
+
+def test_a_checkpoint_that_was_just_written_is_not_written_again(trainer, config):
+    Path(config.run.stop_file).touch()
+    trainer._save_checkpoint()
+    trainer.on_step_end()
+    assert trainer.calls == ["save", "sync"] and stop.confirmed(config) == 2
+
+
+def test_the_last_step_ends_the_run_as_ever(trainer, config):
+    Path(config.run.stop_file).touch()
+    trainer.global_steps = 5
+    trainer.on_step_end()
+    assert trainer.calls == ["sync"] and stop.confirmed(config) is None
+
+
+def test_verls_loop_asks_for_the_epochs_before_each_step():
+    """What `_stop_after_this_step` leans on: the metrics are written in the loop, and its condition reads the config."""
+    source = inspect.getsource(PPOTrainer.fit)
+    loop = source.index("while current_epoch < self.config.trainer.total_epochs and")
+    assert loop < source.index("self._save_checkpoint()") < source.index("self.on_step_end()")
+    assert source.index("self.on_step_end()") < source.index("self.logger.log(data=metrics")
+
+
+def test_an_old_request_is_forgotten(config):
+    Path(config.run.stop_file).touch()
+    stop.confirm(config, 7)
+    stop.clear(config)
+    assert not stop.asked(config) and stop.confirmed(config) is None
+    stop.clear(config)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_ends_with_status_75_and_a_checkpoint(tmp_path):
+    total = 40
+    settings = [*SETTINGS, f"trainer.total_training_steps={total}", "trainer.save_freq=-1"]
+    command = [sys.executable, "-m", "srpo_recipe.main", *settings, f"run.root={tmp_path}"]
+    log = tmp_path / "log.txt"
+    with log.open("w") as file:
+        run = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment(), cwd=tmp_path)
+    until(lambda: steps(tmp_path) or run.poll() is not None, 600, log.read_text)
+    (tmp_path / "run" / "STOP").touch()
+    assert run.wait(timeout=200) == stop.STATUS == 75, log.read_text()[-5000:]
+    done = steps(tmp_path)
+    assert done == list(range(1, len(done) + 1)) and len(done) < total
+    assert (tmp_path / "run/checkpoints/latest_checkpointed_iteration.txt").read_text() == str(done[-1])
+    assert f"stopped after step {done[-1]}, as {tmp_path}/run/STOP asked" in log.read_text()
+    assert not (tmp_path / "run" / "summary.json").exists()
