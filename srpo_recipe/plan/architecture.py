@@ -3,7 +3,6 @@
 The counts come from building the model on torch's meta device, which allocates nothing.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +93,9 @@ def _measure(name: str, source: str, config: Any) -> Architecture:
     wrapped = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in wrapped]
     if not layers or not hasattr(config, "intermediate_size"):
-        raise ValueError(f"{name} ({config.model_type}) is no decoder of equal layers; the planner knows dense decoders")
+        raise ValueError(
+            f"{name} ({config.model_type}) is no decoder of equal layers; the planner knows dense decoders"
+        )
     return Architecture(
         name=name,
         source=source,
@@ -111,9 +112,3 @@ def _measure(name: str, source: str, config: Any) -> Architecture:
         vocabulary=config.vocab_size,
         qk_norm=any("q_norm" in name for name, _ in layers[0].named_parameters()),
     )
-
-
-def weight_bytes(folder: Path) -> int:
-    """Bytes of the weights that a folder's index promises; 0 without one."""
-    index = folder / "model.safetensors.index.json"
-    return int(json.loads(index.read_text())["metadata"]["total_size"]) if index.is_file() else 0

@@ -69,9 +69,7 @@ def resident(arch: Architecture, setup: Setup, training: bool) -> Items:
     return {
         "weights": shard if own and (training or not setup.param_offload) else 0,
         "optimiser": 2 * shard if own and (training or not setup.optimizer_offload) else 0,
-        "teacher": shard
-        if setup.teacher and not (setup.teacher_offload_policy or setup.teacher_param_offload)
-        else 0,
+        "teacher": shard if setup.teacher and not (setup.teacher_offload_policy or setup.teacher_param_offload) else 0,
     }
 
 
@@ -96,7 +94,9 @@ def loss_phase(arch: Architecture, setup: Setup) -> Items:
 def layer_phase(arch: Architecture, setup: Setup) -> Items:
     """The backward pass of the last decoder layer, the first to be computed again. The logits are gone."""
     kept, working = activations(arch, setup, setup.update_tokens)
-    head = 2 * setup.width if arch.tied else setup.reduce_width  # a tied one stays to the end; of another its sum's buffer
+    head = (
+        2 * setup.width if arch.tied else setup.reduce_width
+    )  # a tied one stays to the end; of another its sum's buffer
     return {
         **_update(arch, setup),
         "activations": kept + working,
@@ -151,7 +151,9 @@ def kv_bytes_per_token(arch: Architecture, setup: Setup) -> float:
 def vllm(arch: Architecture, setup: Setup, device: float) -> Items:
     """vLLM's share on one rank. Its working memory is an estimate: a step's batch through one layer, and its logits in fp32."""
     weights = arch.parameters * setup.rollout_width / setup.tensor_parallel
-    step = setup.batched_tokens * (2 * arch.hidden + 3 * arch.intermediate / setup.tensor_parallel) * setup.rollout_width
+    step = (
+        setup.batched_tokens * (2 * arch.hidden + 3 * arch.intermediate / setup.tensor_parallel) * setup.rollout_width
+    )
     work = step + 3 * FP32 * setup.max_sequences * arch.vocabulary
     cache = setup.kv_bytes if setup.kv_bytes is not None else setup.utilization * device - weights - work
     return {"vLLM weights": weights, "vLLM work": work, "vLLM KV cache": max(0.0, cache)}
@@ -206,8 +208,8 @@ def largest_micro_batch(arch: Architecture, setup: Setup, device: float, reserve
     """Most tokens of an update's micro-batch that fit, in steps of 1024; 0 when not even 1024 do."""
     tokens = 0
     while tokens < 2**20:
-        wider = replace(setup, update_tokens=tokens + 1024)
-        if max(sum(PHASES[name](arch, wider).values()) for name in ("update: loss", "update: layers")) > device - reserve:
+        wider = phases(arch, replace(setup, update_tokens=tokens + 1024), device, reserve)
+        if max(sum(wider[name].values()) for name in ("update: loss", "update: layers")) > device:
             break
         tokens += 1024
     return tokens

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from srpo_recipe.config import read
 
@@ -80,8 +80,6 @@ def from_config(config: DictConfig) -> Setup:
         return min(wanted, rows * length)
 
     teacher_row = settings.teacher.max_prompt_tokens + config.data.max_response_length
-    engine = OmegaConf.to_container(rollout.engine_kwargs.get("vllm") or {})
-    assert isinstance(engine, dict)
     return Setup(
         world=world,
         per_node=config.trainer.n_gpus_per_node,
@@ -119,7 +117,7 @@ def from_config(config: DictConfig) -> Setup:
         tensor_parallel=rollout.tensor_model_parallel_size,
         rollout_width=_width(rollout.dtype, "bf16"),
         utilization=rollout.gpu_memory_utilization,
-        kv_bytes=engine.get("kv_cache_memory_bytes"),
+        kv_bytes=(rollout.engine_kwargs.get("vllm") or {}).get("kv_cache_memory_bytes"),
         sleeps=rollout.free_cache_engine,
         max_sequences=rollout.max_num_seqs,
         batched_tokens=rollout.max_num_batched_tokens,
