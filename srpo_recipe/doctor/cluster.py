@@ -21,7 +21,7 @@ def ports(case: Case) -> Answer:
     taken = [port for port in wanted if not _free(port)]
     if taken:
         shown = ", ".join(map(str, taken))
-        mend = f"see who listens (ss -ltnp), or choose other ports (ray start --port, --dashboard-port; MASTER_PORT)"
+        mend = "see who listens (ss -ltnp), or choose other ports (ray start --port, --dashboard-port; MASTER_PORT)"
         return FAIL, f"port {shown} is taken", mend
     return ok(f"{', '.join(map(str, wanted))} free")
 

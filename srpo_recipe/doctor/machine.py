@@ -10,6 +10,7 @@ from srpo_recipe.machine import on_cpu
 from srpo_recipe.plan.memory import GIB
 
 SHM = Path("/dev/shm")
+BUCKET = "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes"
 
 
 def platform(case: Case) -> Answer:
@@ -105,24 +106,16 @@ def shared_memory(case: Case) -> Answer:
     free = shutil.disk_usage(SHM).free
     if case.config.trainer.device != "cpu":
         if free < 2 * GIB:
-            return (
-                WARN,
-                f"{free / GIB:.1f} GiB free in {SHM}: Ray's objects go to disk",
-                "start the container with --shm-size=16g",
-            )
+            found = f"{free / GIB:.1f} GiB free in {SHM}: Ray's objects go to disk"
+            return WARN, found, "start the container with --shm-size=16g"
         return ok(f"{free / GIB:.1f} GiB free in {SHM}")
     needed = bucket * case.config.trainer.n_gpus_per_node
     if free < needed:
-        mend = "start the container with --shm-size=2g, or lower actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes"
+        mend = f"start the container with --shm-size=2g, or lower {BUCKET}"
         return FAIL, f"{free / GIB:.2f} GiB free in {SHM}, {needed / GIB:.2f} for the weight sync", mend
     arch, _ = planned(case)
     if arch.head * 4 > bucket:
-        mend = "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes=" + str(
-            -(-arch.head * 4 // 2**20)
-        )
-        return (
-            FAIL,
-            f"the largest tensor ({arch.head * 4 / 2**20:.0f} MiB) is larger than a bucket of the weight sync",
-            mend,
-        )
+        megabytes = -(-arch.head * 4 // 2**20)
+        found = f"the largest tensor ({megabytes} MiB) is larger than a bucket of the weight sync ({bucket // 2**20})"
+        return FAIL, found, f"{BUCKET}={megabytes}"
     return ok(f"{free / GIB:.1f} GiB free in {SHM}, {needed / GIB:.2f} for the weight sync")

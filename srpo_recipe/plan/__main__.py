@@ -8,13 +8,14 @@ from srpo_recipe.compose import compose_config
 from srpo_recipe.config import check
 from srpo_recipe.plan.architecture import describe_model
 from srpo_recipe.plan.memory import GIB
-from srpo_recipe.plan.report import Device, picture, plan, text
+from srpo_recipe.plan.report import Device, plan
 from srpo_recipe.plan.setup import Setup, from_config
+from srpo_recipe.plan.show import picture, text
 from srpo_recipe.plan.step import Expectation
 
 # Not measured on a GPU: two CUDA contexts, NCCL's buffers, vLLM's graphs, what the allocator cannot reuse.
 GPU_RESERVE = 6.0
-# A training rank's libraries and its vLLM server's, and its share of Ray: 9.6 GB for two ranks of a small model (docs/planning.md).
+# The libraries of a training rank, its vLLM server and Ray's processes; docs/planning.md says what was seen.
 CPU_RESERVE = 5.0
 
 

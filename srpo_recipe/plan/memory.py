@@ -106,7 +106,9 @@ def layer_phase(arch: Architecture, setup: Setup) -> Items:
 
 
 def _update(arch: Architecture, setup: Setup) -> Items:
-    head = arch.head * setup.width if setup.teacher and setup.one_forward else 0
+    # the teacher's output layer, whole; a single fp32 rank has it already
+    copied = setup.teacher and setup.one_forward and (setup.shards > 1 or setup.width != FP32)
+    head = arch.head * setup.width if copied else 0
     return {
         **resident(arch, setup, training=True),
         "gradients": 0 if setup.offload_policy else FP32 * arch.parameters / setup.shards,
@@ -135,7 +137,7 @@ def scoring_phase(arch: Architecture, setup: Setup) -> Items:
         items["optimiser"] = 0
     return {
         **items,
-        "activations": tokens * (2 * arch.hidden * setup.width + FP32 * arch.hidden),
+        "activations": tokens * arch.hidden * setup.width,  # a layer's own are gone when the logits come
         "logits": logits(arch, setup, tokens) if tokens else 0,
         "gathered layers": gathered(max(arch.head, arch.layer), setup, backward=False) if tokens else 0,
         "teacher's states": states(arch, setup),

@@ -1,6 +1,6 @@
-"""The plan as plain data, as text, and as a picture."""
+"""The plan as plain data: phases, verdict with mends, step, micro-batch, growth."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -70,7 +70,7 @@ def _computing(arch: Architecture) -> int:
 
 
 def recommended(setup: Setup, most: int) -> int:
-    """ppo_max_token_len_per_gpu: four fifths of what fits, whole sequences, no more than a rank's step; 0 where no sequence fits."""
+    """ppo_max_token_len_per_gpu: whole sequences, in four fifths of what fits, no more than a rank's step; 0 where none fits."""
     length = setup.prompt + setup.response
     rows = min(setup.rows, int(0.8 * most) // length) or min(1, most // length)
     return rows * length
@@ -80,9 +80,8 @@ def _problems(arch: Architecture, setup: Setup, device: Device, totals: dict, kv
     length = setup.prompt + setup.response
     name, most = max(totals.items(), key=lambda item: item[1])
     if most > device.bytes:
-        yield (
-            f"{most / GIB:.1f} GiB in the phase '{name}', on a device of {device.bytes / GIB:.1f}: {_mend(arch, setup, device, name)}"
-        )
+        shown = f"{most / GIB:.1f} GiB in the phase '{name}', on a device of {device.bytes / GIB:.1f}"
+        yield f"{shown}: {_mend(arch, setup, device, name)}"
     if kv_bytes < length * memory.kv_bytes_per_token(arch, setup):
         yield (
             f"vLLM's cache of {kv_bytes / GIB:.1f} GiB does not hold one rollout of {length} tokens: raise "
@@ -131,113 +130,3 @@ def grown(arch: Architecture, setup: Setup, world: int, device: Device) -> dict[
         "rollouts a rank": rollouts / world,
         "batch": step.spread(other) or "as it is",
     }
-
-
-# ----------------------------------------------------------------------------------------------------------------- text
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  "
-        + "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-
-
-def _gib(value: float) -> str:
-    return f"{value / GIB:.2f}" if value else "-"
-
-
-def text(found: dict[str, Any]) -> str:
-    """The plan for people."""
-    model, device, work, micro, rollout = (found[key] for key in ("model", "device", "step", "micro-batch", "rollout"))
-    names = list(found["phases"])
-    items = [item for item in memory.ITEMS if any(found["phases"][name][item] for name in names)]
-    rows = [["GiB a rank", *names]]
-    rows += [[item, *(_gib(found["phases"][name][item]) for name in names)] for item in items]
-    rows += [["all", *(_gib(found["totals"][name]) for name in names)]]
-    parts = [[name, f"{value:.2f}"] for name, value in work["F a token"].items() if value]
-    growth = [["ranks", "GiB", "fullest phase", "fits", "rollouts a rank"]]
-    growth += [
-        [
-            str(row["ranks"]),
-            _gib(row["bytes"]),
-            row["phase"],
-            "yes" if row["fits"] else "no",
-            f"{row['rollouts a rank']:g}",
-        ]
-        for row in found["growth"]
-    ]
-    uneven = [row["ranks"] for row in found["growth"] if row["batch"] != "as it is"]
-    expected = work["expected"]
-    lines = [
-        f"{model['name']}: {model['parameters'] / 1e9:.2f} billion parameters, from {model['source']}",
-        f"{found['ranks']} rank(s), each copy of the weights on {found['shards']}; {device['bytes'] / GIB:.1f} GiB a rank "
-        f"({device['source']}), {device['reserve'] / GIB:.1f} of them kept back",
-        "",
-        "Memory, with every response at its full length:",
-        _table(rows),
-        "",
-        "It fits."
-        if found["fits"]
-        else "It does not fit:\n" + "\n".join(f"  - {problem}" for problem in found["problems"]),
-        f"Host memory a node, for loading and what is offloaded: {found['host bytes a node'] / GIB:.0f} GiB. "
-        f"One checkpoint: {found['checkpoint bytes'] / GIB:.1f} GiB.",
-        "",
-        f"Rollout: {rollout['rollouts an engine']:g} rollouts an engine, {rollout['running at once']:g} running at once, at most "
-        f"{rollout['tokens in flight at most']:,.0f} tokens in flight; the cache holds {rollout['cache in tokens']:,.0f} tokens, "
-        f"{rollout['longest rollouts that fit']:.1f} rollouts of full length.",
-        f"Micro-batch: {micro['configured tokens']:,} tokens configured; at most {micro['most tokens that fit']:,} fit; recommended "
-        f"ppo_max_token_len_per_gpu={micro['recommended tokens']}.",
-        "",
-        f"A step without its rollout, in F (a forward pass of one token), for prompts of {expected['prompt']:g} and responses of "
-        f"{expected['response']:g} tokens, {expected['routed']:.0%} of the rollouts on the self-teacher's route:",
-        _table([*parts, ["all", f"{work['F a token, all']:.2f}"]]),
-        f"  {work['tokens']:,.0f} tokens a batch, {work['PFLOP']:.2f} PFLOP",
-        "",
-        "The same run on other numbers of ranks:",
-        _table(growth),
-    ]
-    if uneven:
-        lines.append(
-            f"  The batch cannot be dealt to {', '.join(map(str, uneven))} ranks as it is; raise data.train_batch_size."
-        )
-    return "\n".join(lines)
-
-
-# -------------------------------------------------------------------------------------------------------------- picture
-
-
-def picture(arch: Architecture, setup: Setup, device: Device, file: str) -> None:
-    """Stacked bars of the fullest training phase by item against the number of ranks, with the device's memory as a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    worlds = [world for world in WORLDS if world % setup.tensor_parallel == 0]
-    columns = []
-    for world in worlds:
-        other = scaled(setup, world)
-        phases = memory.phases(arch, other, device.bytes, device.reserve)
-        columns.append(max((phases[name] for name in memory.PHASES), key=lambda items: sum(items.values())))
-    figure, axes = pyplot.subplots(figsize=(8, 4.5))
-    bottom = [0.0] * len(worlds)
-    for item in memory.ITEMS:
-        heights = [column[item] / GIB for column in columns]
-        if any(heights):
-            axes.bar([str(world) for world in worlds], heights, bottom=bottom, label=item)
-            bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
-    axes.axhline(
-        device.bytes / GIB, color="black", linestyle="--", linewidth=1, label=f"device, {device.bytes / GIB:.0f} GiB"
-    )
-    axes.set_xlabel("ranks")
-    axes.set_ylabel("GiB a rank, fullest phase of training")
-    axes.set_title(arch.name)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)

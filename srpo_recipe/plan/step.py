@@ -1,8 +1,8 @@
 """What a step is made of, in units of F: one forward pass of one token of the student's sequences, the output layer included.
 
 A backward pass is 2 F, computing a checkpointed layer again 1 F. The teacher's sequence is longer than the student's, by
-the demonstration, and only rows on its route have one. Attention's share that grows with the square of the length is left out, and so
-is the rollout: decoding reads all weights for every token, so its time is not F's.
+the demonstration, and only rows on its route have one. Attention's share that grows with the square of the length is left out,
+and so is the rollout: decoding reads all weights for every token, so its time is not F's.
 """
 
 from dataclasses import dataclass
