@@ -77,7 +77,10 @@ def test_the_token_budgets_hold_the_longest_sequence(hardware):
     assert config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu >= student
     assert config.actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu >= student
     assert config.actor_rollout_ref.ref.log_prob_max_token_len_per_gpu >= teacher
-    assert config.actor_rollout_ref.model.use_remove_padding and config.actor_rollout_ref.model.enable_gradient_checkpointing
+    assert (
+        config.actor_rollout_ref.model.use_remove_padding
+        and config.actor_rollout_ref.model.enable_gradient_checkpointing
+    )
 
 
 def test_one_gpu_keeps_the_weights_on_the_host_and_the_planner_says_why():

@@ -109,7 +109,12 @@ def test_shards_of_weights_teacher_gradients_and_moments():
     arch, setup = eight()
     update = memory.loss_phase(arch, setup)
     shard = 4 * arch.parameters / 8
-    assert [update[name] for name in ("weights", "teacher", "gradients", "optimiser")] == [shard, shard, shard, 2 * shard]
+    assert [update[name] for name in ("weights", "teacher", "gradients", "optimiser")] == [
+        shard,
+        shard,
+        shard,
+        2 * shard,
+    ]
     assert memory.loss_phase(arch, replace(setup, teacher=False))["teacher"] == 0
     assert memory.checkpoint_bytes(arch, setup) == 16 * arch.parameters
 

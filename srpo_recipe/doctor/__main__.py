@@ -14,7 +14,7 @@ from srpo_recipe.doctor.check import FAIL, PASS, WARN, Answer, Case, Finding, ok
 def config(case: Case) -> Answer:
     """The overrides compose, and the method accepts them."""
     if case.error:
-        return FAIL, case.error, "correct the overrides; bash scripts/train.sh --help and README.md list them"
+        return FAIL, case.error, "correct the overrides (README.md lists groups and keys)"
     trainer = case.config.trainer
     return ok(f"{case.config.run.name}, {trainer.nnodes} node(s) x {trainer.n_gpus_per_node} rank(s)")
 
@@ -54,11 +54,9 @@ def compose_case(overrides: list[str], ports: list[int]) -> Case:
         found = compose_config(overrides)
         OmegaConf.resolve(found)
         check(found)
-        missing = [
-            key
-            for key in sorted(OmegaConf.missing_keys(found))
-            if key.startswith(("task.", "data.", "actor_rollout_ref.model"))
-        ]
+        # of a task with a folder, the folder: its files follow from it
+        missing = sorted(OmegaConf.missing_keys(found), key=lambda key: not key.startswith("task."))
+        missing = [key for key in missing if key.startswith(("task.", "data.", "actor_rollout_ref.model."))]
         if missing:
             raise ValueError(f"{missing[0]} has no value: give {missing[0]}=...")
         case.composed = found

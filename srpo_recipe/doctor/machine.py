@@ -36,6 +36,8 @@ def accelerators(case: Case) -> Answer:
 
     if torch.version.cuda is None and torch.version.hip is None:
         return FAIL, f"torch {torch.__version__} is built for CPUs", "bash scripts/install.sh gpu"
+    if not torch.cuda.is_available() and "RAY_ADDRESS" in os.environ:
+        return ok("none on this node; those of the Ray cluster are counted below")
     if not torch.cuda.is_available():
         driver = _driver() or "nvidia-smi finds no driver"
         return (
