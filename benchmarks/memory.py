@@ -4,8 +4,8 @@
 
 Each case starts `ranks` processes (gloo, fp32) with the training engine and its EMA teacher on a random Qwen3, and runs two
 optimiser steps of two micro-batches, the self-teacher's pass before them, as training does. Rank 0 prints a JSON object for each
-item. Weights, teacher, gradients and optimiser are sums over the rank's own tensors; the peaks of the passes are the growth of the
-process's resident memory, read from the kernel (VmHWM), with glibc told to give freed blocks back at once.
+item. Weights, teacher, gradients and optimiser are sums over the rank's own tensors; the peaks of the passes are the growth of
+the process's resident memory, read from the kernel (VmHWM), with glibc told to give freed blocks back at once.
 """
 
 import argparse

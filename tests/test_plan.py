@@ -150,7 +150,7 @@ def test_more_tokens_cost_more_and_checkpointing_costs_less():
     def activations(**changes) -> float:
         return memory.layer_phase(arch, replace(setup, **changes))["activations"]
 
-    assert activations(update_tokens=40_960) == pytest.approx(2 * activations(update_tokens=20_480))
+    assert activations(update_limit=40_960) == pytest.approx(2 * activations(update_limit=20_480))
     assert activations() < 0.5 * activations(checkpointing=False)
 
 
@@ -158,10 +158,12 @@ def test_the_largest_micro_batch_is_the_largest():
     arch, setup = eight()
     most = memory.largest_micro_batch(arch, setup, GPU.bytes, GPU.reserve)
     for tokens, fits in ((most, True), (most + 1024, False)):
-        other = plan(arch, replace(setup, update_tokens=tokens), GPU, Expectation(200, 400, 0.4))
+        other = plan(arch, replace(setup, update_limit=tokens), GPU, Expectation(200, 400, 0.4))
         assert other["fits"] == fits, tokens
     assert recommended(setup, most) % 10_240 == 0 < recommended(setup, most) <= most
     assert recommended(setup, 10_000) == 0, "verl wants a whole sequence"
+    few = replace(setup, prompts=4, mini_batch=4)
+    assert memory.largest_micro_batch(arch, few, GPU.bytes, GPU.reserve) == few.rows * few.length == 4 * 10_240
 
 
 def test_the_mend_of_a_plan_mends_it():

@@ -39,7 +39,7 @@ def saved_per_token(arch: Architecture, width: int, longest: int, packed: bool) 
 
 def activations(arch: Architecture, setup: Setup, tokens: int) -> tuple[float, float]:
     """(bytes kept between forward and backward, bytes that the backward pass of one layer adds to them)."""
-    longest = min(tokens, setup.prompt + setup.response)
+    longest = min(tokens, setup.length)
     layer = tokens * saved_per_token(arch, setup.width, longest, setup.packed)
     working = tokens * (2 * arch.intermediate + arch.hidden) * setup.width
     last_norm = tokens * arch.hidden * (FP32 + 2 * setup.width)
@@ -54,12 +54,14 @@ def logits(arch: Architecture, setup: Setup, tokens: int) -> float:
 
 
 def gathered(parameters: int, setup: Setup, backward: bool) -> float:
-    """Bytes while one unit of FSDP2 is computed: its full weights, twice while they arrive from other ranks.
+    """Bytes while one unit of FSDP2 is computed: its full weights, and the buffer in which they came from other ranks.
 
-    In the backward pass its gradient, and the buffer in which ranks sum it, which lives on until the next unit's.
+    FSDP2 keeps that buffer through a forward pass; in the backward pass there is one where the next unit is fetched ahead.
+    There the unit's gradient comes on top, and the buffer in which ranks sum it, which lives on until the next unit's.
     """
-    arriving = setup.width if setup.shards > 1 and setup.prefetch else 0
-    return parameters * (setup.width + arriving + (setup.width + setup.reduce_width if backward else 0))
+    arrives = setup.shards > 1 and (setup.prefetch or not backward)
+    forward = setup.width * (1 + arrives)
+    return parameters * (forward + (setup.width + setup.reduce_width if backward else 0))
 
 
 def resident(arch: Architecture, setup: Setup, training: bool) -> Items:
@@ -127,9 +129,7 @@ def optimizer_phase(arch: Architecture, setup: Setup) -> Items:
 
 def scoring_phase(arch: Architecture, setup: Setup) -> Items:
     """The longer of the two passes without a gradient: the teacher's, and the log-prob pass where there is one."""
-    passes = [setup.teacher_tokens] if setup.teacher else []
-    passes += [] if setup.one_forward else [setup.log_prob_tokens]
-    tokens = max(passes, default=0)
+    tokens = setup.scoring_tokens
     items = resident(arch, setup, training=not setup.one_forward)
     if setup.teacher:
         items["teacher"] = 0 if setup.teacher_offload_policy else FP32 * arch.parameters / setup.shards
@@ -207,11 +207,11 @@ def checkpoint_bytes(arch: Architecture, setup: Setup) -> float:
 
 
 def largest_micro_batch(arch: Architecture, setup: Setup, device: float, reserve: float) -> int:
-    """Most tokens of an update's micro-batch that fit, in steps of 1024; 0 when not even 1024 do."""
+    """Most tokens of an update's micro-batch that fit, in steps of 1024, no more than a rank's step; 0 when not even 1024 do."""
     tokens = 0
-    while tokens < 2**20:
-        wider = phases(arch, replace(setup, update_tokens=tokens + 1024), device, reserve)
+    while tokens < setup.rows * setup.length:
+        wider = phases(arch, replace(setup, update_limit=tokens + 1024), device, reserve)
         if max(sum(wider[name].values()) for name in ("update: loss", "update: layers")) > device:
             break
         tokens += 1024
-    return tokens
+    return min(tokens, setup.rows * setup.length)

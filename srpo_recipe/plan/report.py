@@ -56,7 +56,7 @@ def plan(arch: Architecture, setup: Setup, device: Device, expected: step.Expect
             "configured tokens": setup.update_tokens,
             "most tokens that fit": best,
             "recommended tokens": recommended(setup, best),
-            "of a rank's step": setup.rows * (setup.prompt + setup.response),
+            "of a rank's step": setup.rows * setup.length,
         },
         "host bytes a node": memory.host_bytes(arch, setup),
         "checkpoint bytes": memory.checkpoint_bytes(arch, setup),
@@ -71,25 +71,25 @@ def _computing(arch: Architecture) -> int:
 
 def recommended(setup: Setup, most: int) -> int:
     """ppo_max_token_len_per_gpu: whole sequences, in four fifths of what fits, no more than a rank's step; 0 where none fits."""
-    length = setup.prompt + setup.response
+    length = setup.length
     rows = min(setup.rows, int(0.8 * most) // length) or min(1, most // length)
     return rows * length
 
 
 def _problems(arch: Architecture, setup: Setup, device: Device, totals: dict, kv_bytes: float) -> Iterable[str]:
-    length = setup.prompt + setup.response
-    name, most = max(totals.items(), key=lambda item: item[1])
-    if most > device.bytes:
-        shown = f"{most / GIB:.1f} GiB in the phase '{name}', on a device of {device.bytes / GIB:.1f}"
-        yield f"{shown}: {_mend(arch, setup, device, name)}"
+    length, mends = setup.length, set()
+    for name, total in totals.items():
+        if total > device.bytes and (mend := _mend(arch, setup, device, name)) not in mends:
+            mends.add(mend)
+            yield f"{total / GIB:.1f} GiB in the phase '{name}', on a device of {device.bytes / GIB:.1f}: {mend}"
     if kv_bytes < length * memory.kv_bytes_per_token(arch, setup):
         yield (
             f"vLLM's cache of {kv_bytes / GIB:.1f} GiB does not hold one rollout of {length} tokens: raise "
             "actor_rollout_ref.rollout.gpu_memory_utilization or tensor_model_parallel_size"
         )
-    if setup.update_tokens < length and setup.update_tokens < setup.rows * length:
+    if setup.update_limit < length:
         yield (
-            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={setup.update_tokens} is shorter than one sequence of "
+            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={setup.update_limit} is shorter than one sequence of "
             f"{length} tokens, which verl refuses: raise it, or lower data.max_response_length"
         )
     uneven = step.spread(setup)

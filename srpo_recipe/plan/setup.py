@@ -30,9 +30,9 @@ class Setup:
     param_offload: bool  # moved to the host outside their own pass
     teacher_param_offload: bool
     optimizer_offload: bool
-    update_tokens: int  # most tokens of a micro-batch, by pass
-    log_prob_tokens: int
-    teacher_tokens: int
+    update_limit: int  # most tokens of a micro-batch, by pass
+    log_prob_limit: int
+    teacher_limit: int
     chunk_tokens: int
     prompt: int
     response: int
@@ -54,6 +54,22 @@ class Setup:
         return max(1, self.mini_batch * self.rollouts // self.world)
 
     @property
+    def length(self) -> int:
+        """Tokens of the student's longest sequence."""
+        return self.prompt + self.response
+
+    @property
+    def update_tokens(self) -> int:
+        """Most tokens that a rank really has in a micro-batch of the update."""
+        return min(self.update_limit, self.rows * self.length)
+
+    @property
+    def scoring_tokens(self) -> int:
+        """The same of the passes without a gradient; 0 where there is none."""
+        teacher = min(self.teacher_limit, self.rows * (self.teacher_prompt + self.response)) if self.teacher else 0
+        return max(teacher, 0 if self.one_forward else min(self.log_prob_limit, self.rows * self.length))
+
+    @property
     def engines(self) -> int:
         return max(1, self.world // self.tensor_parallel)
 
@@ -73,11 +89,9 @@ def from_config(config: DictConfig) -> Setup:
     shards = actor.fsdp_config.fsdp_size
     length = config.data.max_prompt_length + config.data.max_response_length
     on_cpu = config.trainer.device == "cpu"
-    rows = max(1, actor.ppo_mini_batch_size * rollout.n // world)
 
     def tokens(dynamic: bool, limit: int, micro_batch: int | None) -> int:
-        wanted = limit if dynamic else (micro_batch or 1) * length
-        return min(wanted, rows * length)
+        return limit if dynamic else (micro_batch or 1) * length
 
     teacher_row = settings.teacher.max_prompt_tokens + config.data.max_response_length
     return Setup(
@@ -97,16 +111,16 @@ def from_config(config: DictConfig) -> Setup:
         param_offload=actor.fsdp_config.param_offload,
         teacher_param_offload=ref.fsdp_config.param_offload,
         optimizer_offload=actor.fsdp_config.optimizer_offload,
-        update_tokens=tokens(
+        update_limit=tokens(
             actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu, actor.get("ppo_micro_batch_size_per_gpu")
         ),
-        log_prob_tokens=tokens(
+        log_prob_limit=tokens(
             rollout.log_prob_use_dynamic_bsz,
             rollout.log_prob_max_token_len_per_gpu,
             rollout.log_prob_micro_batch_size_per_gpu,
         ),
         # the trainer raises the budget to the longest row (trainer.py, _run_self_teacher)
-        teacher_tokens=min(max(ref.log_prob_max_token_len_per_gpu, teacher_row), rows * teacher_row),
+        teacher_limit=max(ref.log_prob_max_token_len_per_gpu, teacher_row),
         chunk_tokens=settings.chunk_tokens,
         prompt=config.data.max_prompt_length,
         response=config.data.max_response_length,
