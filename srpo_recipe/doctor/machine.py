@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from srpo_recipe.doctor.check import FAIL, WARN, Answer, Case, ok
+from srpo_recipe.doctor.check import FAIL, WARN, Answer, Case, NotChecked, ok
 from srpo_recipe.machine import on_cpu
 from srpo_recipe.plan.memory import GIB
 
@@ -77,11 +77,14 @@ def device_memory(case: Case) -> Answer:
 
 
 def planned(case: Case):
-    """(architecture, numbers of the config) for the planner. Raises ValueError for a model that it cannot read."""
+    """(architecture, numbers of the config) for the planner. Raises NotChecked for a model that it cannot read."""
     from srpo_recipe.plan.architecture import describe_model
     from srpo_recipe.plan.setup import from_config
 
-    return describe_model(case.config.actor_rollout_ref.model.path), from_config(case.config)
+    try:
+        return describe_model(case.config.actor_rollout_ref.model.path), from_config(case.config)
+    except ValueError as error:
+        raise NotChecked(f"a model that the planner can read: {error}") from error
 
 
 def host_memory(case: Case) -> Answer:

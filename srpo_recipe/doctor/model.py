@@ -105,7 +105,11 @@ def chat_template(case: Case) -> Answer:
     """The template renders a user's turn, and the system prompt where one is set."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(_folder(case))
+    folder = _folder(case)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception:  # noqa: BLE001  (transformers raises anything)
+        raise NotChecked(f"a tokenizer in {folder}") from None
     if not tokenizer.chat_template:
         mend = "take the instruct version of the model, or put chat_template.jinja beside its tokenizer"
         return FAIL, "the tokenizer has no chat template", mend
