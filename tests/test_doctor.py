@@ -297,6 +297,8 @@ def test_too_few_gpus_in_a_real_cluster(tmp_path_factory):
 def test_a_model_whose_config_cannot_be_read(tmp_path):
     folder = model_folder(tmp_path / "model", config__json="{ not json")
     fails("model", path_of(folder), found="config.json", mend="download the whole model again")
+    answer = finding("device memory", path_of(folder))
+    assert answer.status == WARN and "a model that the planner can read" in answer.found
 
 
 def test_weights_that_were_cut_off(tmp_path):

@@ -115,7 +115,7 @@ def verl_unmodified(case: Case) -> Answer:
         return (
             WARN,
             "verl was installed without a RECORD (from a checkout?)",
-            "install the release: pip install verl==VERSION",
+            _reinstall(),
         )
     changed = []
     for file in files:
@@ -130,7 +130,8 @@ def verl_unmodified(case: Case) -> Answer:
 
 
 def _reinstall() -> str:
-    return f"pip install --force-reinstall --no-deps verl=={metadata.version('verl')}"
+    wanted = next(str(one.specifier) for one in _requirements("srpo_recipe", {""}) if one.name == "verl")
+    return f"pip install --force-reinstall --no-deps verl{wanted}"
 
 
 def plugin(case: Case) -> Answer:
