@@ -13,15 +13,14 @@ from srpo_recipe.plan.setup import Setup, from_config
 from srpo_recipe.plan.show import picture, text
 from srpo_recipe.plan.step import Expectation
 
-# Not measured on a GPU: two CUDA contexts, NCCL's buffers, vLLM's graphs, what the allocator cannot reuse.
-GPU_RESERVE = 6.0
-# The libraries of a training rank, its vLLM server and Ray's processes; docs/planning.md says what was seen.
-CPU_RESERVE = 5.0
+# GiB a rank for what is not planned. On a CPU: libraries, vLLM's server and Ray, from whole runs (docs/planning.md). On a GPU an
+# assumption: two CUDA contexts, NCCL's buffers, vLLM's graphs, what the allocator cannot use again.
+RESERVE = 6.0
 
 
 def device_of(setup: Setup, gigabytes: float | None, reserve: float | None) -> Device:
     """The memory of one rank: as given; what this machine has; 80 GB where a GPU is asked for and none is here."""
-    kept = (CPU_RESERVE if setup.on_cpu else GPU_RESERVE) if reserve is None else reserve
+    kept = RESERVE if reserve is None else reserve
     if gigabytes is not None:
         return Device(gigabytes * GIB, kept * GIB, "--memory")
     if setup.on_cpu:
@@ -42,9 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--memory", type=float, metavar="GIB", help="memory of a rank's device; default: what is found, or 80 GB"
     )
-    parser.add_argument(
-        "--reserve", type=float, metavar="GIB", help=f"kept back of it (default {GPU_RESERVE}; CPU {CPU_RESERVE})"
-    )
+    parser.add_argument("--reserve", type=float, metavar="GIB", help=f"kept back of it (default {RESERVE})")
     parser.add_argument(
         "--prompt", type=float, default=200, metavar="TOKENS", help="expected mean prompt (default 200)"
     )
