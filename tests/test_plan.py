@@ -172,11 +172,13 @@ def test_the_mend_of_a_plan_mends_it():
     for broken in (
         ["actor_rollout_ref.actor.ppo_max_token_len_per_gpu=120000"],
         ["actor_rollout_ref.rollout.gpu_memory_utilization=0.95"],
+        ["actor_rollout_ref.rollout.gpu_memory_utilization=0.2"],
     ):
         found = plan(arch, from_config(compose_config([*BIG, *broken])), GPU, Expectation(200, 400, 0.4))
         assert not found["fits"] and len(found["problems"]) == 1
         mend = found["problems"][0].rpartition("set ")[2]
-        assert plan(arch, from_config(compose_config([*BIG, *broken, mend])), GPU, Expectation(200, 400, 0.4))["fits"]
+        mended = from_config(compose_config([*BIG, *broken, *mend.split()]))
+        assert plan(arch, mended, GPU, Expectation(200, 400, 0.4))["fits"], mend
 
 
 def test_growth_to_512_ranks():

@@ -84,8 +84,8 @@ def _problems(arch: Architecture, setup: Setup, device: Device, totals: dict, kv
             yield f"{total / GIB:.1f} GiB in the phase '{name}', on a device of {device.bytes / GIB:.1f}: {mend}"
     if kv_bytes < length * memory.kv_bytes_per_token(arch, setup):
         yield (
-            f"vLLM's cache of {kv_bytes / GIB:.1f} GiB does not hold one rollout of {length} tokens: raise "
-            "actor_rollout_ref.rollout.gpu_memory_utilization or tensor_model_parallel_size"
+            f"vLLM's cache of {kv_bytes / GIB:.1f} GiB does not hold one rollout of {length} tokens: "
+            f"{_rollout_mend(arch, setup, device)}"
         )
     if setup.update_limit < length:
         yield (
@@ -97,23 +97,40 @@ def _problems(arch: Architecture, setup: Setup, device: Device, totals: dict, kv
         yield uneven
 
 
+def _rollout_mend(arch: Architecture, setup: Setup, device: Device) -> str:
+    """The share of the memory, and the ranks an engine, with which vLLM holds the weights and a few rollouts beside the actor."""
+    if setup.kv_bytes is not None:
+        return "raise actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes"
+    held = sum(memory.resident(arch, setup, training=False).values()) + device.reserve
+    share = int(100 * (device.bytes - held) / device.bytes) / 100
+    prefix = "actor_rollout_ref.rollout"
+    for ranks in (size for size in (1, 2, 4, 8) if setup.tensor_parallel <= size <= setup.per_node):
+        other = replace(setup, tensor_parallel=ranks)
+        cache = 4 * setup.length * memory.kv_bytes_per_token(arch, other)
+        if cache + sum(memory.vllm(arch, other, 0).values()) > min(share, setup.utilization) * device.bytes:
+            continue
+        wanted = [] if ranks == setup.tensor_parallel else [f"{prefix}.tensor_model_parallel_size={ranks}"]
+        wanted += [] if setup.utilization <= share else [f"{prefix}.gpu_memory_utilization={share}"]
+        return "set " + " ".join(wanted)
+    return _fewer(setup)
+
+
+def _fewer(setup: Setup) -> str:
+    if setup.offload_policy or setup.on_cpu:
+        return "use more ranks, a smaller model, or shorter sequences"
+    keys = " ".join(f"actor_rollout_ref.{name}.fsdp_config.offload_policy=true" for name in ("actor", "ref"))
+    return f"use more ranks, or keep the weights on the host: {keys}"
+
+
 def _mend(arch: Architecture, setup: Setup, device: Device, phase: str) -> str:
     if phase == "rollout" and not setup.on_cpu:
-        held = sum(memory.resident(arch, setup, training=False).values()) + device.reserve
-        share = (device.bytes - held) / device.bytes
-        if share * device.bytes > 1.2 * sum(memory.vllm(arch, setup, 0).values()):
-            return f"set actor_rollout_ref.rollout.gpu_memory_utilization={int(share * 100) / 100}"
+        return _rollout_mend(arch, setup, device)
     best = memory.largest_micro_batch(arch, setup, device.bytes, device.reserve)
     if phase.startswith("update") and recommended(setup, best):
         return f"set actor_rollout_ref.actor.ppo_max_token_len_per_gpu={recommended(setup, best)}"
     if phase.startswith("update") and not setup.checkpointing:
         return "set actor_rollout_ref.model.enable_gradient_checkpointing=true"
-    if not setup.offload_policy and not setup.on_cpu:
-        return (
-            "use more ranks, or keep the weights on the host: actor_rollout_ref.actor.fsdp_config.offload_policy=true "
-            "actor_rollout_ref.ref.fsdp_config.offload_policy=true"
-        )
-    return "use more ranks, a smaller model, or shorter sequences"
+    return _fewer(setup)
 
 
 def grown(arch: Architecture, setup: Setup, world: int, device: Device) -> dict[str, Any]:
