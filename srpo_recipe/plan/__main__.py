@@ -1,0 +1,80 @@
+"""`python -m srpo_recipe.plan [options] [Hydra overrides as in training]`; the console script is `srpo-plan`."""
+
+import argparse
+import json
+import sys
+
+from srpo_recipe.compose import compose_config
+from srpo_recipe.config import check
+from srpo_recipe.plan.architecture import describe_model
+from srpo_recipe.plan.memory import GIB
+from srpo_recipe.plan.report import Device, plan
+from srpo_recipe.plan.setup import Setup, from_config
+from srpo_recipe.plan.show import picture, text
+from srpo_recipe.plan.step import Expectation
+
+# GiB a rank for what is not planned. On a CPU: libraries, vLLM's server and Ray, from whole runs (docs/planning.md). On a GPU an
+# assumption: two CUDA contexts, NCCL's buffers, vLLM's graphs, what the allocator cannot use again.
+RESERVE = 6.0
+
+
+def device_of(setup: Setup, gigabytes: float | None, reserve: float | None) -> Device:
+    """The memory of one rank: as given; what this machine has; 80 GB where a GPU is asked for and none is here."""
+    kept = RESERVE if reserve is None else reserve
+    if gigabytes is not None:
+        return Device(gigabytes * GIB, kept * GIB, "--memory")
+    if setup.on_cpu:
+        with open("/proc/meminfo") as lines:
+            total = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal"))
+        return Device(total / setup.per_node, kept * GIB, "this machine's memory over its ranks")
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return Device(properties.total_memory, kept * GIB, f"this machine's {properties.name}")
+    return Device(80e9, kept * GIB, "80 GB assumed: no GPU is here")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0: the run fits. 1: it does not. 2: the config or the model cannot be read."""
+    parser = argparse.ArgumentParser(prog="srpo-plan", description=__doc__)
+    parser.add_argument(
+        "--memory", type=float, metavar="GIB", help="memory of a rank's device; default: what is found, or 80 GB"
+    )
+    parser.add_argument("--reserve", type=float, metavar="GIB", help=f"kept back of it (default {RESERVE})")
+    parser.add_argument(
+        "--prompt", type=float, default=200, metavar="TOKENS", help="expected mean prompt (default 200)"
+    )
+    parser.add_argument(
+        "--response", type=float, default=400, metavar="TOKENS", help="expected mean response (default 400)"
+    )
+    parser.add_argument(
+        "--routed", type=float, default=0.4, metavar="SHARE", help="expected share on the teacher's route (0.4)"
+    )
+    parser.add_argument("--plot", metavar="FILE", help="bars of memory by item against the number of ranks")
+    parser.add_argument("--json", action="store_true", help="one JSON object, in bytes")
+    parser.add_argument("overrides", nargs="*", help="as in training, for instance model=qwen3_8b hardware=gpu8")
+    args = parser.parse_intermixed_args(arguments)
+    try:
+        config = compose_config(args.overrides)
+        settings = check(config)
+        setup = from_config(config)
+        arch = describe_model(config.actor_rollout_ref.model.path)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    device = device_of(setup, args.memory, args.reserve)
+    expected = Expectation(
+        min(args.prompt, setup.prompt),
+        min(args.response, setup.response),
+        args.routed if settings.needs_teacher else 0.0,
+    )
+    found = plan(arch, setup, device, expected)
+    print(json.dumps(found) if args.json else text(found))
+    if args.plot:
+        picture(arch, setup, device, args.plot)
+    return 0 if found["fits"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

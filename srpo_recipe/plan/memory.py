@@ -1,0 +1,217 @@
+"""Bytes of a rank in each phase of a step, by item.
+
+Notation: P parameters, N shards, w bytes of a number in the forward pass, T tokens of a micro-batch, H hidden size, V words.
+Weights, teacher, gradients (4 P / N bytes each) and the optimiser's two moments (8 P / N) are fp32 and sharded. The rest
+follows from what torch keeps for the backward pass and from how FSDP2 gathers a layer at a time; docs/planning.md has the
+derivation, and benchmarks/memory.py holds it against real ranks.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from srpo_recipe.plan.architecture import Architecture
+from srpo_recipe.plan.setup import Setup
+
+GIB = 2**30
+FP32 = 4
+ITEMS = (
+    "weights", "teacher", "gradients", "optimiser", "gathered layers", "activations", "logits",
+    "teacher's states", "vLLM weights", "vLLM KV cache", "vLLM work", "reserve",
+)  # fmt: skip
+Items = dict[str, float]
+
+
+def saved_per_token(arch: Architecture, width: int, longest: int, packed: bool) -> float:
+    """Bytes a token that one decoder layer keeps for its backward pass (no checkpointing).
+
+    A norm keeps its input in fp32, the normed values and its output; a gated MLP keeps four tensors; attention keeps
+    queries, keys, values, output and one number a head. With padding (not packed) keys and values are repeated for every
+    query head, and the mask is a number for each pair of positions; `longest` is the padded length.
+    """
+    q, kv = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
+    norm = FP32 + 2 * width
+    repeated = kv if packed or q == kv else q
+    projections = (q + kv) * (FP32 + width if arch.qk_norm else 0)
+    attention = width * (q + 2 * repeated + q) + FP32 * arch.heads
+    mask = 0 if packed else width * longest
+    return 2 * arch.hidden * norm + projections + attention + mask + 4 * arch.intermediate * width
+
+
+def activations(arch: Architecture, setup: Setup, tokens: int) -> tuple[float, float]:
+    """(bytes kept between forward and backward, bytes that the backward pass of one layer adds to them)."""
+    longest = min(tokens, setup.length)
+    layer = tokens * saved_per_token(arch, setup.width, longest, setup.packed)
+    working = tokens * (2 * arch.intermediate + arch.hidden) * setup.width
+    last_norm = tokens * arch.hidden * (FP32 + 2 * setup.width)
+    if setup.checkpointing:  # a layer keeps its input alone and is computed once more
+        return arch.layers * tokens * arch.hidden * setup.width + last_norm, layer + working
+    return arch.layers * layer + last_norm, working
+
+
+def logits(arch: Architecture, setup: Setup, tokens: int) -> float:
+    """One [T, V] tensor, over which the gradient is written, and two chunks in fp32 (vocabulary.py)."""
+    return tokens * arch.vocabulary * setup.width + 2 * setup.chunk_tokens * arch.vocabulary * FP32
+
+
+def gathered(parameters: int, setup: Setup, backward: bool) -> float:
+    """Bytes while one unit of FSDP2 is computed: its full weights, and the buffer in which they came from other ranks.
+
+    FSDP2 keeps that buffer through a forward pass; in the backward pass there is one where the next unit is fetched ahead.
+    There the unit's gradient comes on top, and the buffer in which ranks sum it, which lives on until the next unit's.
+    """
+    arrives = setup.shards > 1 and (setup.prefetch or not backward)
+    forward = setup.width * (1 + arrives)
+    return parameters * (forward + (setup.width + setup.reduce_width if backward else 0))
+
+
+def resident(arch: Architecture, setup: Setup, training: bool) -> Items:
+    """What stays on the device through a phase; `training`: the actor is in its own pass."""
+    shard = FP32 * arch.parameters / setup.shards
+    own = not setup.offload_policy
+    return {
+        "weights": shard if own and (training or not setup.param_offload) else 0,
+        "optimiser": 2 * shard if own and (training or not setup.optimizer_offload) else 0,
+        "teacher": shard if setup.teacher and not (setup.teacher_offload_policy or setup.teacher_param_offload) else 0,
+    }
+
+
+def states(arch: Architecture, setup: Setup) -> float:
+    """The teacher's final hidden states of a rank's routed responses, all rows at full length, until the update has used them."""
+    return setup.rows * setup.response * arch.hidden * setup.width if setup.teacher and setup.one_forward else 0
+
+
+def loss_phase(arch: Architecture, setup: Setup) -> Items:
+    """The end of a forward pass and the output layer's backward: everything is kept, and the logits are there."""
+    tokens = setup.update_tokens
+    kept, _ = activations(arch, setup, tokens)
+    head = arch.head * setup.width
+    return {
+        **_update(arch, setup),
+        "activations": kept + tokens * arch.hidden * setup.width,
+        "logits": logits(arch, setup, tokens),
+        "gathered layers": 2 * head,
+    }
+
+
+def layer_phase(arch: Architecture, setup: Setup) -> Items:
+    """The backward pass of the last decoder layer, the first to be computed again. The logits are gone."""
+    kept, working = activations(arch, setup, setup.update_tokens)
+    head = (
+        2 * setup.width if arch.tied else setup.reduce_width
+    )  # a tied one stays to the end; of another its sum's buffer
+    return {
+        **_update(arch, setup),
+        "activations": kept + working,
+        "logits": 0,
+        "gathered layers": gathered(arch.layer, setup, backward=True) + arch.head * head,
+    }
+
+
+def _update(arch: Architecture, setup: Setup) -> Items:
+    # the teacher's output layer, whole; a single fp32 rank has it already
+    copied = setup.teacher and setup.one_forward and (setup.shards > 1 or setup.width != FP32)
+    head = arch.head * setup.width if copied else 0
+    return {
+        **resident(arch, setup, training=True),
+        "gradients": 0 if setup.offload_policy else FP32 * arch.parameters / setup.shards,
+        "teacher's states": states(arch, setup) + head,
+    }
+
+
+def optimizer_phase(arch: Architecture, setup: Setup) -> Items:
+    """The optimiser's own step: on a GPU the square root of a moment for all weights at once."""
+    shard = FP32 * arch.parameters / setup.shards
+    largest = FP32 * arch.head / setup.shards
+    temporary = 0 if setup.offload_policy else 2 * largest if setup.on_cpu else shard
+    items = {**_update(arch, setup), "activations": 0, "logits": 0, "gathered layers": 0}
+    return {**items, "optimiser": items["optimiser"] + temporary}
+
+
+def scoring_phase(arch: Architecture, setup: Setup) -> Items:
+    """The longer of the two passes without a gradient: the teacher's, and the log-prob pass where there is one."""
+    tokens = setup.scoring_tokens
+    items = resident(arch, setup, training=not setup.one_forward)
+    if setup.teacher:
+        items["teacher"] = 0 if setup.teacher_offload_policy else FP32 * arch.parameters / setup.shards
+    if setup.optimizer_offload:  # stays away in passes without a gradient
+        items["optimiser"] = 0
+    return {
+        **items,
+        "activations": tokens * arch.hidden * setup.width,  # a layer's own are gone when the logits come
+        "logits": logits(arch, setup, tokens) if tokens else 0,
+        "gathered layers": gathered(max(arch.head, arch.layer), setup, backward=False) if tokens else 0,
+        "teacher's states": states(arch, setup),
+    }
+
+
+def kv_bytes_per_token(arch: Architecture, setup: Setup) -> float:
+    """Keys and values of all layers, on one of the ranks that share the engine."""
+    heads = max(1, arch.kv_heads / setup.tensor_parallel)
+    return 2 * arch.layers * heads * arch.head_dim * setup.rollout_width
+
+
+def vllm(arch: Architecture, setup: Setup, device: float) -> Items:
+    """vLLM's share on one rank. Its working memory is an estimate: a step's batch through one layer, and its logits in fp32."""
+    weights = arch.parameters * setup.rollout_width / setup.tensor_parallel
+    step = (
+        setup.batched_tokens * (2 * arch.hidden + 3 * arch.intermediate / setup.tensor_parallel) * setup.rollout_width
+    )
+    work = step + 3 * FP32 * setup.max_sequences * arch.vocabulary
+    cache = setup.kv_bytes if setup.kv_bytes is not None else setup.utilization * device - weights - work
+    return {"vLLM weights": weights, "vLLM work": work, "vLLM KV cache": max(0.0, cache)}
+
+
+def rollout_phase(arch: Architecture, setup: Setup, device: float) -> Items:
+    return {**resident(arch, setup, training=False), **vllm(arch, setup, device)}
+
+
+PHASES: dict[str, Callable[[Architecture, Setup], Items]] = {
+    "scoring": scoring_phase,
+    "update: loss": loss_phase,
+    "update: layers": layer_phase,
+    "optimiser": optimizer_phase,
+}
+
+
+def phases(arch: Architecture, setup: Setup, device: float, reserve: float) -> dict[str, Items]:
+    """Bytes by phase and item of one rank whose device has `device` bytes, `reserve` of them for what is not planned here."""
+    found = {"rollout": rollout_phase(arch, setup, device)} | {
+        name: phase(arch, setup) for name, phase in PHASES.items()
+    }
+    if not setup.sleeps:
+        found = {name: vllm(arch, setup, device) | items for name, items in found.items()}
+    return {name: {key: {**items, "reserve": reserve}.get(key, 0.0) for key in ITEMS} for name, items in found.items()}
+
+
+def peak(arch: Architecture, setup: Setup, device: float, reserve: float) -> tuple[str, Items]:
+    """The fullest phase and its items."""
+    return max(phases(arch, setup, device, reserve).items(), key=lambda item: sum(item[1].values()))
+
+
+def host_bytes(arch: Architecture, setup: Setup) -> float:
+    """Bytes of a node's own memory: offloaded parts, and the fp32 copies from which the weights are loaded.
+
+    verl loads a full copy on one rank of a group, but on every rank where the output layer is tied
+    (fsdp/transformer_impl.py, get_init_weight_context_manager).
+    """
+    shard = FP32 * arch.parameters / setup.shards
+    parts = 4 * setup.offload_policy or 1 * setup.param_offload + 2 * setup.optimizer_offload
+    parts += setup.teacher and (setup.teacher_offload_policy or setup.teacher_param_offload)
+    copies = setup.per_node if arch.tied else 1
+    return setup.per_node * parts * shard + copies * FP32 * arch.parameters
+
+
+def checkpoint_bytes(arch: Architecture, setup: Setup) -> float:
+    """One checkpoint of all ranks: weights and two moments, and the teacher's weights."""
+    return FP32 * arch.parameters * (4 if setup.teacher else 3)
+
+
+def largest_micro_batch(arch: Architecture, setup: Setup, device: float, reserve: float) -> int:
+    """Most tokens of an update's micro-batch that fit, in steps of 1024, no more than a rank's step; 0 when not even 1024 do."""
+    tokens = 0
+    while tokens < setup.rows * setup.length:
+        wider = phases(arch, replace(setup, update_limit=tokens + 1024), device, reserve)
+        if max(sum(wider[name].values()) for name in ("update: loss", "update: layers")) > device:
+            break
+        tokens += 1024
+    return min(tokens, setup.rows * setup.length)

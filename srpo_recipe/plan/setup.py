@@ -1,0 +1,138 @@
+"""What of a run's config decides about its memory, in plain numbers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from srpo_recipe.config import read
+
+_BYTES = {"fp32": 4, "float32": 4, "float": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "half": 2}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Sizes are tokens, rows or bytes; `width` is bytes of a number."""
+
+    world: int  # ranks
+    per_node: int
+    shards: int  # ranks that share one copy of the weights
+    width: int  # of weights and activations in the forward pass
+    reduce_width: int  # of gradients while ranks sum them
+    on_cpu: bool
+    teacher: bool
+    one_forward: bool  # no log-prob pass: the teacher's states wait for the update
+    checkpointing: bool
+    packed: bool  # flash-attn without padding
+    prefetch: bool  # the next layer is gathered while one is computed
+    offload_policy: bool  # actor's weights, gradients and optimiser live on the host
+    teacher_offload_policy: bool
+    param_offload: bool  # moved to the host outside their own pass
+    teacher_param_offload: bool
+    optimizer_offload: bool
+    update_limit: int  # most tokens of a micro-batch, by pass
+    log_prob_limit: int
+    teacher_limit: int
+    chunk_tokens: int
+    prompt: int
+    response: int
+    teacher_prompt: int
+    prompts: int  # of a batch
+    rollouts: int  # of a prompt
+    mini_batch: int  # prompts
+    tensor_parallel: int
+    rollout_width: int
+    utilization: float  # share of the device's memory that vLLM claims
+    kv_bytes: int | None  # vLLM's cache, where it is given in bytes
+    sleeps: bool  # vLLM gives its memory back while the actor trains
+    max_sequences: int
+    batched_tokens: int
+
+    @property
+    def rows(self) -> int:
+        """Rollouts of a rank in one optimiser step."""
+        return max(1, self.mini_batch * self.rollouts // self.world)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the student's longest sequence."""
+        return self.prompt + self.response
+
+    @property
+    def update_tokens(self) -> int:
+        """Most tokens that a rank really has in a micro-batch of the update."""
+        return min(self.update_limit, self.rows * self.length)
+
+    @property
+    def scoring_tokens(self) -> int:
+        """The same of the passes without a gradient; 0 where there is none."""
+        teacher = min(self.teacher_limit, self.rows * (self.teacher_prompt + self.response)) if self.teacher else 0
+        return max(teacher, 0 if self.one_forward else min(self.log_prob_limit, self.rows * self.length))
+
+    @property
+    def engines(self) -> int:
+        return max(1, self.world // self.tensor_parallel)
+
+
+def _width(name: Any, default: str) -> int:
+    if str(name or default) not in _BYTES:
+        raise ValueError(f"the planner does not know the number type {name}; use one of {', '.join(_BYTES)}")
+    return _BYTES[str(name or default)]
+
+
+def from_config(config: DictConfig) -> Setup:
+    """The numbers of a composed config. Raises ValueError for a number type that it does not know."""
+    settings = read(config)
+    actor, ref, rollout = (config.actor_rollout_ref[name] for name in ("actor", "ref", "rollout"))
+    precision = actor.fsdp_config.get("mixed_precision") or {}
+    world = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    shards = actor.fsdp_config.fsdp_size
+    length = config.data.max_prompt_length + config.data.max_response_length
+    on_cpu = config.trainer.device == "cpu"
+
+    def tokens(dynamic: bool, limit: int, micro_batch: int | None) -> int:
+        return limit if dynamic else (micro_batch or 1) * length
+
+    teacher_row = settings.teacher.max_prompt_tokens + config.data.max_response_length
+    return Setup(
+        world=world,
+        per_node=config.trainer.n_gpus_per_node,
+        shards=world if shards <= 0 or shards >= world else shards,
+        width=_width(precision.get("param_dtype"), "bf16"),
+        reduce_width=_width(precision.get("reduce_dtype"), "fp32"),
+        on_cpu=on_cpu,
+        teacher=settings.needs_teacher,
+        one_forward=config.algorithm.rollout_correction.bypass_mode,
+        checkpointing=config.actor_rollout_ref.model.enable_gradient_checkpointing,
+        packed=config.actor_rollout_ref.model.use_remove_padding,
+        prefetch=not on_cpu,
+        offload_policy=actor.fsdp_config.offload_policy,
+        teacher_offload_policy=ref.fsdp_config.offload_policy,
+        param_offload=actor.fsdp_config.param_offload,
+        teacher_param_offload=ref.fsdp_config.param_offload,
+        optimizer_offload=actor.fsdp_config.optimizer_offload,
+        update_limit=tokens(
+            actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu, actor.get("ppo_micro_batch_size_per_gpu")
+        ),
+        log_prob_limit=tokens(
+            rollout.log_prob_use_dynamic_bsz,
+            rollout.log_prob_max_token_len_per_gpu,
+            rollout.log_prob_micro_batch_size_per_gpu,
+        ),
+        # the trainer raises the budget to the longest row (trainer.py, _run_self_teacher)
+        teacher_limit=max(ref.log_prob_max_token_len_per_gpu, teacher_row),
+        chunk_tokens=settings.chunk_tokens,
+        prompt=config.data.max_prompt_length,
+        response=config.data.max_response_length,
+        teacher_prompt=settings.teacher.max_prompt_tokens,
+        prompts=config.data.train_batch_size,
+        rollouts=rollout.n,
+        mini_batch=actor.ppo_mini_batch_size,
+        tensor_parallel=rollout.tensor_model_parallel_size,
+        rollout_width=_width(rollout.dtype, "bf16"),
+        utilization=rollout.gpu_memory_utilization,
+        kv_bytes=(rollout.engine_kwargs.get("vllm") or {}).get("kv_cache_memory_bytes"),
+        sleeps=rollout.free_cache_engine,
+        max_sequences=rollout.max_num_seqs,
+        batched_tokens=rollout.max_num_batched_tokens,
+    )

