@@ -22,9 +22,8 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug import marked_timer
 from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
-from srpo_recipe import balance
+from srpo_recipe import balance, stop
 from srpo_recipe import metrics as step_metrics
-from srpo_recipe import stop
 from srpo_recipe.config import from_plain
 from srpo_recipe.eval.validation import validation_metrics
 from srpo_recipe.grpo import group_advantages
