@@ -80,7 +80,7 @@ def main() -> None:
     rows = []
     for setting, responses in settings(replace(Setting(), size=size_of(args))):
         plan = [Step(share, response) for share in SHARES for response in responses]
-        for row in measure(setting, plan, args.repeats, args.hardware, ["srpo"]):
+        for row in measure(setting, plan, args.repeats, args.hardware, ["stock", "srpo"]):
             rows.append(row)
             print(json.dumps(row), flush=True)
     print(table(rows))

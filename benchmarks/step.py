@@ -178,11 +178,12 @@ def replayed(payload: dict, step: Step) -> dict:
 
 
 def measure(
-    setting: Setting, plan: list[Step], repeats: int, hardware: str, methods: Sequence[str] = ("srpo", "sdpo")
+    setting: Setting, plan: list[Step], repeats: int, hardware: str, runs: Sequence[str] = ("stock", "srpo", "stock")
 ) -> Iterator[dict]:
-    """Rows of figures. SRPO runs every step of the plan `repeats` times in turn, the others those of the first share.
+    """Rows of figures, from these runs, one after the other.
 
-    Stock GRPO runs before and after the methods, half of its steps each time.
+    SRPO runs every step of the plan `repeats` times in turn, the others those of the first share; what stock GRPO does is
+    spread over its runs.
     """
     lengths = sorted({step.response for step in plan})
     first = [Step(plan[0].share, length) for length in lengths]
@@ -190,9 +191,9 @@ def measure(
     folder = Path(tempfile.mkdtemp(prefix="srpo_step_"))
     recording = record(setting, folder, hardware)
     found: dict[tuple[str, Step], list[dict]] = {}
-    for number, method in enumerate(("stock", *methods, "stock")):
-        half = -(-repeats // 2) if method == "stock" else repeats
-        steps = [plans[method][0], *(step for _ in range(half) for step in plans[method])]  # the first warms up
+    for number, method in enumerate(runs):
+        times = -(-repeats // list(runs).count(method))
+        steps = [plans[method][0], *(step for _ in range(times) for step in plans[method])]  # the first warms up
         recording.lay(steps)
         command = (
             [str(HERE / "stock_verl.py"), *STOCK]
@@ -265,7 +266,7 @@ def main() -> None:
     for ranks in args.ranks:
         setting = replace(Setting(), ranks=ranks, size=size_of(args))
         plan = [Step(share, setting.response) for share in args.shares]
-        for found in measure(setting, plan, args.repeats, args.hardware, args.methods):
+        for found in measure(setting, plan, args.repeats, args.hardware, ["stock", *args.methods, "stock"]):
             print(json.dumps(found), flush=True)
 
 

@@ -36,7 +36,7 @@ def step_targets(repeats: int, hardware: str) -> Iterator[dict]:
     for ranks in (1, 2):
         setting = replace(Setting(), ranks=ranks)
         plan = [Step(share, setting.response) for share in (0.4, 0.1, 0.05, 0.0)]
-        rows = {row["failed_share"]: row for row in measure(setting, plan, repeats, hardware, ["srpo"])}
+        rows = {row["failed_share"]: row for row in measure(setting, plan, repeats, hardware)}
         for share, bound in STEP_BOUNDS.items():
             yield judged(
                 f"step, SRPO to stock GRPO, {share:.0%} routed, ranks {ranks}", bound, rows[share]["ratio_to_stock"]
