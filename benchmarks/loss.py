@@ -23,12 +23,12 @@ from torch import Tensor
 
 from srpo_recipe import dw_sdpo, vocabulary
 
-K, CHUNK_TOKENS = 100, {"cpu": 16, "cuda": 64}
+K, CHUNK_MEGABYTES = 100, {"cpu": 10, "cuda": 40}  # as in training
 
 
 def ours(student_TV: Tensor, teacher_TV: Tensor, ids_TK: Tensor | None = None) -> Tensor:
     """As training does it: ids, the teacher's statistics, the student's with the gradient over its logits."""
-    chunk_tokens = CHUNK_TOKENS[student_TV.device.type]
+    chunk_tokens = vocabulary.tokens_in(CHUNK_MEGABYTES[student_TV.device.type], student_TV.shape[1])
     if ids_TK is None:
         ids_TK = vocabulary.top_ids(student_TV, K, chunk_tokens=chunk_tokens)
     teacher = vocabulary.teacher_statistics(teacher_TV, chunk_tokens=chunk_tokens)

@@ -23,9 +23,9 @@ CHAT_TEMPLATE = (
 class Size:
     """Of the network. The share of the output layer in a forward pass is about that of Qwen3-8B, a tenth."""
 
-    hidden: int = 256
-    layers: int = 6
-    vocabulary: int = 2048
+    hidden: int = 192
+    layers: int = 4
+    vocabulary: int = 1024
 
 
 def build_tokenizer(words: int) -> PreTrainedTokenizerFast:

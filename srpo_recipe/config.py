@@ -86,8 +86,8 @@ class SRPOConfig:
     system_prompt: str | None = None
     # Seeds the sibling's choice and, with the prompt's index, the step and the rollout's number, every rollout's sampling.
     seed: int = 42
-    # Tokens whose vocabulary is held in fp32 at once.
-    chunk_tokens: int = 64
+    # MiB of a buffer of fp32 logits; two of them are all that the loss holds of the vocabulary beside the model's own logits.
+    chunk_megabytes: float = 40.0
     # How often the trainer asks whether rollouts have arrived. verl's own is 2 s, longer than a step of a small model.
     poll_seconds: float = 0.5
     # A rollout engine that does not answer for this long ends the run with an error instead of waiting for ever.
@@ -111,7 +111,7 @@ class SRPOConfig:
         )
         _require(self.seed >= 0, f"srpo.seed={self.seed} must not be negative")
         _require(0.0 <= self.alpha <= 1.0, f"srpo.alpha={self.alpha} must lie in [0, 1]")
-        for name in ("top_k", "chunk_tokens", "poll_seconds", "stall_seconds"):
+        for name in ("top_k", "chunk_megabytes", "poll_seconds", "stall_seconds"):
             _require(getattr(self, name) > 0, f"srpo.{name}={getattr(self, name)} must be positive")
         _require(0.0 <= self.collapse_ratio < 1.0, f"srpo.collapse_ratio={self.collapse_ratio} must lie in [0, 1)")
 

@@ -35,6 +35,11 @@ def _pieces(logits_TV: Tensor, spans: Spans | None, chunk_tokens: int) -> Iterat
             done += last - first
 
 
+def tokens_in(megabytes: float, vocabulary: int) -> int:
+    """How many tokens' fp32 logits over `vocabulary` words fit into a buffer of that size (MiB); at least one."""
+    return max(1, int(megabytes * 2**20 / (4 * vocabulary)))
+
+
 def count(logits_TV: Tensor, spans: Spans | None) -> int:
     """N: the number of tokens in the spans."""
     return logits_TV.shape[0] if spans is None else sum(stop - start for start, stop in spans)

@@ -341,12 +341,10 @@ class RoutedEngine(FSDPEngineWithLMHead):
             ends = micro_batch["responses"].offsets().tolist()
             spans = list(zip(ends[:-1], ends[1:], strict=True))
         routed_spans = [span for span, routed in zip(spans, routed_B.tolist(), strict=True) if routed]
-        options: dict[str, Any] = {
-            "temperature": float(micro_batch["temperature"]),
-            "chunk_tokens": self.srpo.chunk_tokens,
-        }
+        chunk_tokens = vocabulary.tokens_in(self.srpo.chunk_megabytes, logits_TV.shape[1])
+        options: dict[str, Any] = {"temperature": float(micro_batch["temperature"]), "chunk_tokens": chunk_tokens}
         if stage == "student_ids":
-            ids_MK = vocabulary.top_ids(logits_TV, self.srpo.top_k, routed_spans, self.srpo.chunk_tokens)
+            ids_MK = vocabulary.top_ids(logits_TV, self.srpo.top_k, routed_spans, chunk_tokens)
             model_output[TOP_IDS] = self._jagged(ids_MK.int(), routed_B, micro_batch)
         elif stage == "teacher":
             teacher = vocabulary.teacher_statistics(logits_TV, routed_spans, **options)
@@ -359,7 +357,7 @@ class RoutedEngine(FSDPEngineWithLMHead):
                 model_output[TEACHER_LOG_PROBS] = self._jagged(log_probs_MK, routed_B, micro_batch)
         elif stage == "update":
             if TEACHER_ROW in micro_batch:
-                ids_MK = vocabulary.top_ids(logits_TV, self.srpo.top_k, routed_spans, self.srpo.chunk_tokens)
+                ids_MK = vocabulary.top_ids(logits_TV, self.srpo.top_k, routed_spans, chunk_tokens)
                 teacher_MK = self._kept_log_probs(micro_batch[TEACHER_ROW][routed_B], ids_MK, options)
             else:
                 ids_MK = self._routed_field(micro_batch, TOP_IDS, routed_B).long()

@@ -34,7 +34,7 @@ SPLITS = {"one": ROWS, "four": ROWS // 4, "row": 1}  # rows a micro-batch on one
 
 # name -> settings; the routes of the rows follow in `routes`
 CASES = {
-    "srpo": SRPOConfig(route="srpo", beta=1.0, top_k=TOP_K, chunk_tokens=3),
+    "srpo": SRPOConfig(route="srpo", beta=1.0, top_k=TOP_K, chunk_megabytes=0.0012),  # 3 tokens
     "sdpo": SRPOConfig(route="sdpo", beta=0.0, top_k=TOP_K),
     "grpo": SRPOConfig(route="grpo", top_k=TOP_K),
     "advantage_mix": SRPOConfig(route="advantage_mix", beta=0.0, top_k=TOP_K),

@@ -169,7 +169,7 @@ def test_only_these_files_set_the_methods_own_settings():
             found[path.stem] = keys
     assert found == {
         "sums": {"top_k", "teacher.max_prompt_tokens"},
-        "cpu": {"chunk_tokens", "poll_seconds"},
+        "cpu": {"chunk_megabytes", "poll_seconds"},
         **{task: {"verifier.name"} for task in ("chemistry", "math", "tooluse")},
     }
 
@@ -264,7 +264,7 @@ NONSENSE = {
     "top_k": [(0, "must be positive"), (-1, "must be positive")],
     "average": [("row", "choose one of token, sequence")],
     "seed": [(-1, "negative")],
-    "chunk_tokens": [(0, "must be positive")],
+    "chunk_megabytes": [(0, "must be positive")],
     "poll_seconds": [(0.0, "must be positive"), (-1.0, "must be positive")],
     "stall_seconds": [(0.0, "must be positive")],
     "collapse_ratio": [(1.0, "[0, 1)"), (-0.1, "[0, 1)")],

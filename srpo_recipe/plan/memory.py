@@ -49,8 +49,8 @@ def activations(arch: Architecture, setup: Setup, tokens: int) -> tuple[float, f
 
 
 def logits(arch: Architecture, setup: Setup, tokens: int) -> float:
-    """One [T, V] tensor, over which the gradient is written, and two chunks in fp32 (vocabulary.py)."""
-    return tokens * arch.vocabulary * setup.width + 2 * setup.chunk_tokens * arch.vocabulary * FP32
+    """One [T, V] tensor, over which the gradient is written, and two buffers in fp32 (vocabulary.py)."""
+    return tokens * arch.vocabulary * setup.width + 2 * setup.chunk_megabytes * 2**20
 
 
 def gathered(parameters: int, setup: Setup, backward: bool) -> float:

@@ -33,7 +33,7 @@ class Setup:
     update_limit: int  # most tokens of a micro-batch, by pass
     log_prob_limit: int
     teacher_limit: int
-    chunk_tokens: int
+    chunk_megabytes: float
     prompt: int
     response: int
     teacher_prompt: int
@@ -121,7 +121,7 @@ def from_config(config: DictConfig) -> Setup:
         ),
         # the trainer raises the budget to the longest row (trainer.py, _run_self_teacher)
         teacher_limit=max(ref.log_prob_max_token_len_per_gpu, teacher_row),
-        chunk_tokens=settings.chunk_tokens,
+        chunk_megabytes=settings.chunk_megabytes,
         prompt=config.data.max_prompt_length,
         response=config.data.max_response_length,
         teacher_prompt=settings.teacher.max_prompt_tokens,
