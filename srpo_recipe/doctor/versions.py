@@ -37,8 +37,12 @@ def python(case: Case) -> Answer:
 
 
 def _requirements(owner: str, extras: set[str]) -> Iterator[Requirement]:
-    """What an installed distribution requires, of itself and for the extras."""
-    for line in metadata.requires(owner) or []:
+    """What an installed distribution requires, of itself and for the extras; nothing when it is not installed."""
+    try:
+        lines = metadata.requires(owner) or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    for line in lines:
         requirement = Requirement(line)
         marker = requirement.marker
         if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras or {""}):
