@@ -21,7 +21,8 @@ from srpo_recipe.machine import on_cpu
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 # Only these are asked for; what they need in turn is pip's business (pip check).
 PACKAGES = ("verl", "torch", "vllm", "ray", "transformers", "tensordict", "TransferQueue", "flash-attn")
-INSTALL = "install again: bash scripts/install.sh"
+SCRIPT = "bash scripts/install.sh"
+INSTALL = f"install again: {SCRIPT}"
 
 
 def python(case: Case) -> Answer:
@@ -31,7 +32,7 @@ def python(case: Case) -> Answer:
         return (
             FAIL,
             f"{found}; srpo_recipe wants {wanted}",
-            "make the environment with one of these: PYTHON=python3.11 " + INSTALL[15:],
+            f"make the environment with one of these: PYTHON=python3.11 {SCRIPT}",
         )
     return ok(f"{found} in {sys.prefix}")
 
