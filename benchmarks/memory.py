@@ -31,6 +31,9 @@ MODELS = {
               "head_dim": 64, "intermediate_size": 768, "vocab_size": 16_384},
     "large": {"hidden_size": 640, "num_hidden_layers": 12, "num_attention_heads": 10, "num_key_value_heads": 2,
               "head_dim": 64, "intermediate_size": 1792, "vocab_size": 32_768},
+    # where the logits are small a layer's backward pass is the peak
+    "few-words": {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 4,
+                  "head_dim": 64, "intermediate_size": 1536, "vocab_size": 1024},
 }  # fmt: skip
 
 
@@ -252,7 +255,7 @@ def environment() -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["small", "large"], choices=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--checkpointing", type=int, nargs="+", default=[0, 1], choices=[0, 1])
     parser.add_argument(

@@ -255,6 +255,15 @@ def test_a_cluster_that_is_not_there(monkeypatch):
         fails("ray cluster", "hardware=gpu8x2", found="Connection refused", mend="ray start --head")
 
 
+def test_an_address_that_only_takes_jobs(monkeypatch):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{server.getsockname()[1]}")
+        answer = finding("ray cluster")
+    assert answer.status == WARN and "takes jobs" in answer.found and "ray job submit" in answer.mend
+
+
 RAY_OF_ONE = """
 import ray, sys
 found = ray.init(num_gpus=1, num_cpus=1, include_dashboard=False, _temp_dir=sys.argv[1])

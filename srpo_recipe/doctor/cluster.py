@@ -4,7 +4,7 @@ import os
 import socket
 from contextlib import contextmanager
 
-from srpo_recipe.doctor.check import FAIL, Answer, Case, ok
+from srpo_recipe.doctor.check import FAIL, WARN, Answer, Case, ok
 
 HEAD_PORT, DASHBOARD_PORT = 6379, 8265  # Ray's own
 SECONDS = 10
@@ -52,6 +52,9 @@ def ray_cluster(case: Case) -> Answer:
             f"RAY_ADDRESS={address}: {unreachable}",
             "start the head (ray start --head) or correct or unset RAY_ADDRESS",
         )
+    if address.startswith("http"):
+        found = f"{address} takes jobs; its nodes are seen from inside a job only"
+        return WARN, found, "submit the doctor before the run: ray job submit -- srpo-doctor ..."
     with connected() as ray:
         nodes = [node for node in ray.nodes() if node["Alive"]]
     gpus = [int(node["Resources"].get("GPU", 0)) for node in nodes]
@@ -65,7 +68,7 @@ def ray_cluster(case: Case) -> Answer:
 
 def _unreachable(address: str) -> str | None:
     """Why no connection can be made, before Ray is asked, which would wait much longer."""
-    plain = address.removeprefix("ray://").removeprefix("http://").partition("/")[0]
+    plain = address.rpartition("://")[2].partition("/")[0]
     host, _, port = plain.rpartition(":")
     if address == "auto" or not port.isdigit():
         return None

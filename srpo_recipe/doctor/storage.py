@@ -48,10 +48,10 @@ def checkpoint_space(case: Case) -> Answer:
 
 def shared_files(case: Case) -> Answer:
     """A file written here is read on every other node of the Ray cluster; with one node there is nobody to read it."""
-    if case.config.trainer.nnodes == 1 or "RAY_ADDRESS" not in os.environ:
-        return ok(
-            "not needed: one node" if case.config.trainer.nnodes == 1 else "not tried: no Ray cluster (RAY_ADDRESS)"
-        )
+    if case.config.trainer.nnodes == 1:
+        return ok("not needed: one node")
+    if os.environ.get("RAY_ADDRESS", "http").startswith("http"):
+        return ok("not tried: no Ray cluster to ask (RAY_ADDRESS)")
     from srpo_recipe.doctor.cluster import blind_nodes
 
     with tempfile.NamedTemporaryFile("w", dir=existing(case.config.run.root), prefix=".srpo-doctor-") as file:

@@ -21,7 +21,8 @@ from srpo_recipe.machine import on_cpu
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 # Only these are asked for; what they need in turn is pip's business (pip check).
 PACKAGES = ("verl", "torch", "vllm", "ray", "transformers", "tensordict", "TransferQueue", "flash-attn")
-INSTALL = "install again: bash scripts/install.sh"
+SCRIPT = "bash scripts/install.sh"
+INSTALL = f"install again: {SCRIPT}"
 
 
 def python(case: Case) -> Answer:
@@ -31,14 +32,18 @@ def python(case: Case) -> Answer:
         return (
             FAIL,
             f"{found}; srpo_recipe wants {wanted}",
-            "make the environment with one of these: PYTHON=python3.11 " + INSTALL[15:],
+            f"make the environment with one of these: PYTHON=python3.11 {SCRIPT}",
         )
     return ok(f"{found} in {sys.prefix}")
 
 
 def _requirements(owner: str, extras: set[str]) -> Iterator[Requirement]:
-    """What an installed distribution requires, of itself and for the extras."""
-    for line in metadata.requires(owner) or []:
+    """What an installed distribution requires, of itself and for the extras; nothing when it is not installed."""
+    try:
+        lines = metadata.requires(owner) or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    for line in lines:
         requirement = Requirement(line)
         marker = requirement.marker
         if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras or {""}):

@@ -53,15 +53,20 @@ def logits(arch: Architecture, setup: Setup, tokens: int) -> float:
     return tokens * arch.vocabulary * setup.width + 2 * setup.chunk_megabytes * 2**20
 
 
-def gathered(parameters: int, setup: Setup, backward: bool) -> float:
-    """Bytes while one unit of FSDP2 is computed: its full weights, and the buffer in which they came from other ranks.
+def arriving(setup: Setup, backward: bool) -> int:
+    """Bytes a parameter of the buffer in which a unit of FSDP2 comes from other ranks, while the unit is computed.
 
-    FSDP2 keeps that buffer through a forward pass; in the backward pass there is one where the next unit is fetched ahead.
-    There the unit's gradient comes on top, and the buffer in which ranks sum it, which lives on until the next unit's.
+    It is kept through a forward pass; in the backward pass there is one where the next unit is fetched ahead.
     """
-    arrives = setup.shards > 1 and (setup.prefetch or not backward)
-    forward = setup.width * (1 + arrives)
-    return parameters * (forward + (setup.width + setup.reduce_width if backward else 0))
+    return setup.width if setup.shards > 1 and (setup.prefetch or not backward) else 0
+
+
+def gathered(parameters: int, setup: Setup) -> float:
+    """Bytes while the backward pass of one unit is computed: its full weights, the buffer of the next, its gradient.
+
+    And the buffer in which ranks sum the gradient, which lives on until the next unit's.
+    """
+    return parameters * (2 * setup.width + arriving(setup, backward=True) + setup.reduce_width)
 
 
 def resident(arch: Architecture, setup: Setup, training: bool) -> Items:
@@ -103,7 +108,7 @@ def layer_phase(arch: Architecture, setup: Setup) -> Items:
         **_update(arch, setup),
         "activations": kept + working,
         "logits": 0,
-        "gathered layers": gathered(arch.layer, setup, backward=True) + arch.head * head,
+        "gathered layers": gathered(arch.layer, setup) + arch.head * head,
     }
 
 
@@ -135,11 +140,14 @@ def scoring_phase(arch: Architecture, setup: Setup) -> Items:
         items["teacher"] = 0 if setup.teacher_offload_policy else FP32 * arch.parameters / setup.shards
     if setup.optimizer_offload:  # stays away in passes without a gradient
         items["optimiser"] = 0
+    # the last unit whose buffer is held: the output layer, or the last decoder layer where the output layer came first of all
+    last = arch.layer if arch.tied else arch.head
+    whole = arch.head * setup.width + last * arriving(setup, backward=False)
     return {
         **items,
         "activations": tokens * arch.hidden * setup.width,  # a layer's own are gone when the logits come
         "logits": logits(arch, setup, tokens) if tokens else 0,
-        "gathered layers": gathered(max(arch.head, arch.layer), setup, backward=False) if tokens else 0,
+        "gathered layers": whole if tokens else 0,
         "teacher's states": states(arch, setup),
     }
 
