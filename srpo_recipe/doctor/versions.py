@@ -53,16 +53,18 @@ def _requirements(owner: str, extras: set[str]) -> Iterator[Requirement]:
 def _file_requirements(file: Path) -> Iterator[Requirement]:
     for line in file.read_text().splitlines() if file.is_file() else []:
         try:
-            yield Requirement(line.partition("#")[0].strip())
+            requirement = Requirement(line.partition("#")[0].strip())
         except InvalidRequirement:  # an empty line, an option or another file
             continue
+        if requirement.marker is None or requirement.marker.evaluate():
+            yield requirement
 
 
 def pins(package: str, extra: str) -> list[tuple[Requirement, str]]:
     """(requirement, where it stands) of everything that says a version of the package; extra: cpu or gpu."""
-    file = REQUIREMENTS / f"{extra}.in"
     found = [(one, "srpo_recipe") for one in _requirements("srpo_recipe", {extra})]
-    found += [(one, f"requirements/{file.name}") for one in _file_requirements(file)]
+    for file in ("versions.txt", f"constraints-{extra}.txt", f"{extra}.in"):
+        found += [(one, f"requirements/{file}") for one in _file_requirements(REQUIREMENTS / file)]
     # verl's own extras are exact sets for other engines; only those count that we ask for
     asked = {name for one, _ in found if one.name == "verl" for name in one.extras}
     found += [(one, "verl") for one in _requirements("verl", asked)]

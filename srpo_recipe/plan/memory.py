@@ -48,8 +48,8 @@ def activations(arch: Architecture, setup: Setup, tokens: int) -> tuple[float, f
     return arch.layers * layer + last_norm, working
 
 
-def logits(arch: Architecture, setup: Setup, tokens: int) -> float:
-    """One [T, V] tensor, over which the gradient is written, and two buffers in fp32 (vocabulary.py)."""
+def logits(arch: Architecture, setup: Setup, tokens: float) -> float:
+    """One [T, V] tensor for the tokens whose logits are made, under its gradient; two buffers in fp32 (vocabulary.py)."""
     return tokens * arch.vocabulary * setup.width + 2 * setup.chunk_megabytes * 2**20
 
 
@@ -93,7 +93,7 @@ def loss_phase(arch: Architecture, setup: Setup) -> Items:
     return {
         **_update(arch, setup),
         "activations": kept + tokens * arch.hidden * setup.width,
-        "logits": logits(arch, setup, tokens),
+        "logits": logits(arch, setup, setup.update_logits),
         "gathered layers": 2 * head,
     }
 
@@ -146,7 +146,7 @@ def scoring_phase(arch: Architecture, setup: Setup) -> Items:
     return {
         **items,
         "activations": tokens * arch.hidden * setup.width,  # a layer's own are gone when the logits come
-        "logits": logits(arch, setup, tokens) if tokens else 0,
+        "logits": logits(arch, setup, setup.scoring_logits) if tokens else 0,
         "gathered layers": whole if tokens else 0,
         "teacher's states": states(arch, setup),
     }

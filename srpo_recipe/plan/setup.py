@@ -64,10 +64,29 @@ class Setup:
         return min(self.update_limit, self.rows * self.length)
 
     @property
+    def update_logits(self) -> float:
+        """Those of them whose logits are made: the response's."""
+        return self.update_tokens * self.response / self.length
+
+    @property
+    def teacher_tokens(self) -> int:
+        """Most tokens of a micro-batch of the teacher's pass; 0 where there is none."""
+        return min(self.teacher_limit, self.rows * (self.teacher_prompt + self.response)) if self.teacher else 0
+
+    @property
+    def log_prob_tokens(self) -> int:
+        """The same of the log-prob pass. verl's, it makes the logits of them all."""
+        return 0 if self.one_forward else min(self.log_prob_limit, self.rows * self.length)
+
+    @property
     def scoring_tokens(self) -> int:
-        """The same of the passes without a gradient; 0 where there is none."""
-        teacher = min(self.teacher_limit, self.rows * (self.teacher_prompt + self.response)) if self.teacher else 0
-        return max(teacher, 0 if self.one_forward else min(self.log_prob_limit, self.rows * self.length))
+        """The larger of the two."""
+        return max(self.teacher_tokens, self.log_prob_tokens)
+
+    @property
+    def scoring_logits(self) -> float:
+        """Most tokens of a pass without a gradient whose logits are made."""
+        return max(self.teacher_tokens * self.response / (self.teacher_prompt + self.response), self.log_prob_tokens)
 
     @property
     def engines(self) -> int:
