@@ -1,5 +1,7 @@
 """verl's task runner, with the method registered in the process that looks it up."""
 
+import os
+
 import ray
 from verl.trainer.main_ppo import TaskRunnerV1
 
@@ -12,4 +14,6 @@ class SRPOTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
         from srpo_recipe.plugin import register_method
 
         register_method()
+        # read by verl's logger in this process, which on a cluster does not see the driver's variables
+        os.environ.setdefault("TENSORBOARD_DIR", f"{config.run.dir}/tensorboard")
         super().run(config)
