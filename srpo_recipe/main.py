@@ -40,7 +40,6 @@ def prepare(config: DictConfig) -> None:
         agent.agent_loop_config_path = agent.agent_loop_config_path or str(PACKAGE / "agent_loops.yaml")
     run_dir = Path(config.run.dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("TENSORBOARD_DIR", str(run_dir / "tensorboard"))
     stop.clear(config)
     if config.task.get("generate"):
         hydra.utils.instantiate(config.task.generate)

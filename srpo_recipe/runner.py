@@ -1,6 +1,7 @@
 """verl's task runner, with the method registered in the process that looks it up."""
 
 import logging
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,6 +26,8 @@ class SRPOTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
     def run(self, config: DictConfig):
         from srpo_recipe.plugin import register_method
 
+        # read by verl's logger in this process, which on a cluster does not see the driver's variables
+        os.environ.setdefault("TENSORBOARD_DIR", f"{config.run.dir}/tensorboard")
         with ThreadPoolExecutor(1) as pool:
             queue = pool.submit(tq.init, config.transfer_queue)
             register_method()

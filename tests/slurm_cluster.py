@@ -74,9 +74,9 @@ class SlurmCluster:
         key = folder / "munge" / "key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        first_job = 100_000 + os.getpid() % 100_000 * 100  # the launcher names folders in /tmp after the job
+        self.first_job = 100_000 + os.getpid() % 100_000 * 100  # the launcher names folders in /tmp after the job
         config.write_text(
-            CONFIG.format(host=socket.gethostname(), folder=folder, ports=free_ports(3), first_job=first_job)
+            CONFIG.format(host=socket.gethostname(), folder=folder, ports=free_ports(3), first_job=self.first_job)
         )
 
     def start(self) -> None:
@@ -115,6 +115,8 @@ class SlurmCluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        for job in range(self.first_job, self.first_job + 100):  # Ray's folders of jobs that failed
+            shutil.rmtree(f"/tmp/srpo-{job}", ignore_errors=True)
 
     def logs(self) -> str:
         return "\n".join(f"{path.name}:\n{path.read_text()[-2000:]}" for path in sorted(self.folder.glob("*.log")))

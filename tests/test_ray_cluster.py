@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 HEAD, OTHER = "127.0.0.2", "127.0.0.3"
 # What a shell, or Hydra, could take apart: a list with spaces, both kinds of quotes, a variable, brackets, two spaces.
-STRING = """two  words, 'quoted' and "quoted" $HOME (x); `y` \\z"""
+STRING = """two  words, 'quoted' and "quoted" $HOME (x); `y`"""
 AWKWARD = ["trainer.logger=[tensorboard, console]", f"trainer.project_name={json.dumps(STRING)}"]
 
 
@@ -33,7 +33,7 @@ class Nodes:
         self.started: dict[str, subprocess.Popen] = {}
 
     def start(self, script: str, node: str, *options: str) -> None:
-        command = ["bash", f"scripts/{script}", *options, f"--node-ip-address={node}", f"--temp-dir={self.temp}"]
+        command = ["bash", f"scripts/{script}", *options, f"--node-ip-address={node}", f"--temp-dir={self.temp}/{node}"]
         with (self.folder / f"{node}.log").open("w") as log:
             self.started[node] = subprocess.Popen(
                 command, cwd=ROOT, env=environment(), stdout=log, stderr=subprocess.STDOUT

@@ -141,10 +141,10 @@ def test_each_element_of_a_sweep_runs_its_line(slurm, stand_in):
 
 @pytest.mark.long
 def test_a_run_hits_its_time_limit_is_requeued_resumes_and_ends(slurm, tmp_path):
-    """The first start has four minutes and is told a minute before the end; the run needs more. The next has time enough."""
-    total = 100
+    """The first start has four minutes and is told two before the end; the run needs more. The next has time enough."""
+    total = 120
     overrides = [f"trainer.total_training_steps={total}", "trainer.save_freq=-1"]
-    job = Job(slurm, tmp_path, ["--time=4", "--signal=B:USR1@60"], overrides)
+    job = Job(slurm, tmp_path, ["--time=4", "--signal=B:USR1@120"], overrides)
     until(lambda: slurm.job(job.number)["Restarts"] != "0" or job.state() in ENDED, 300, job.log)
     slurm.ask("scontrol", "update", f"JobId={job.number}", "TimeLimit=20")
     job.wait(900)
