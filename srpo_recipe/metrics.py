@@ -172,10 +172,7 @@ class StepLog:
             )
         if failed := m.get("reward/timeouts", 0) + m.get("reward/crashes", 0):
             found.append(
-                (
-                    "failed",
-                    f"{failed:.0f} verifications timed out or crashed, reward 0: see {FOLDER}/ in the run's folder",
-                )
+                ("failed", f"{failed:.0f} verifications timed out or crashed, reward 0: see {FOLDER}/ in the run's folder")
             )
         if m.get("reward/unparsed") == m["route/rollouts"]:
             found.append(("unparsed", "no response holds an answer that the verifier can read"))

@@ -50,6 +50,7 @@ def run(name: str, check: Callable[[Case], Answer], case: Case) -> Finding:
     except NotChecked as missing:
         return Finding(name, WARN, f"not checked: it needs {missing}", "mend that first")
     except Exception as error:  # noqa: BLE001  (a broken machine raises anything)
-        return Finding(
-            name, FAIL, f"{type(error).__name__}: {error}".split("\n")[0], "the check itself failed on this error"
-        )
+        text = f"{type(error).__name__}: {error}".split("\n")[0]
+        if error.__cause__:  # Ray's own error says no more than that there was one
+            text += f" ({' '.join(str(error.__cause__).split())})"
+        return Finding(name, FAIL, text, "the check itself failed on this error")
