@@ -16,7 +16,7 @@ from srpo_recipe.ema import ema_distance, ema_update
 from srpo_recipe.grpo import clipped_policy_loss, group_advantages
 from srpo_recipe.loss import Totals, count_totals, routed_loss
 from srpo_recipe.route import ROUTE_RULES, has_correct_sibling, route_samples
-from srpo_recipe.vocabulary import student_statistics, top_ids
+from srpo_recipe.vocabulary import output_layer_at, student_statistics, top_ids
 
 torch.set_num_threads(1)
 
@@ -758,3 +758,16 @@ def test_an_ema_of_rate_one_copies_and_of_rate_zero_freezes():
     torch.testing.assert_close(teacher[0], before, rtol=0, atol=0)
     ema_update(teacher, student, 1.0)
     torch.testing.assert_close(teacher[0], student[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("k", [2, 8])  # of 300 words: through rows of the weight, and through the whole layer
+def test_the_output_layer_at_ids_gives_the_logits_of_the_whole(k):
+    generator = torch.Generator().manual_seed(k)
+    hidden_NH, weight_VH = (torch.randn(size, 16, generator=generator) for size in (11, 300))
+    ids_NK = torch.stack([torch.randperm(300, generator=generator)[:k] for _ in range(11)])
+    found_NK = output_layer_at(hidden_NH, weight_VH, ids_NK, temperature=0.7, chunk_tokens=4)
+    expected_NK = (hidden_NH.double() @ weight_VH.double().T / 0.7).gather(-1, ids_NK)
+    assert found_NK.dtype == torch.float32
+    assert torch.allclose(found_NK.double(), expected_NK, rtol=1e-5, atol=1e-5)
+    rounded_NK = output_layer_at(hidden_NH.bfloat16(), weight_VH.bfloat16(), ids_NK)
+    assert torch.equal(rounded_NK, rounded_NK.bfloat16().float())  # as the layer rounds its logits
