@@ -8,6 +8,8 @@ cd "$(dirname "$0")/.."
 kind=cpu
 if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then kind=gpu; fi
 bash scripts/install.sh "$kind"
-hardware=cpu
-if [ "$kind" = gpu ]; then hardware=gpu1; fi
-SRPO_DOCTOR=no exec bash scripts/train.sh "hardware=$hardware" "$@"
+settings=(hardware=cpu)
+if [ "$kind" = gpu ]; then # the model is small: no need to keep it on the host
+    settings=(hardware=gpu1 "actor_rollout_ref."{actor,ref}".fsdp_config.offload_policy=false")
+fi
+SRPO_DOCTOR=no exec bash scripts/train.sh "${settings[@]}" "$@"

@@ -8,8 +8,11 @@ model=$(realpath -m "${SMOLLM_DIR:-$(dirname "$0")/../outputs/models/smollm2-135
 cd "$(dirname "$0")/.."
 venv=${SRPO_VENV:-.venv}
 kind=cpu
-hardware=cpu
-if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then kind=gpu hardware=gpu1; fi
+settings=(hardware=cpu)
+if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+    kind=gpu # the model is small: no need to keep it on the host
+    settings=(hardware=gpu1 "actor_rollout_ref."{actor,ref}".fsdp_config.offload_policy=false")
+fi
 WITH=${WITH-test math smollm} bash scripts/install.sh "$kind" "$venv"
 "$venv/bin/python" -m srpo_recipe.models.smollm --out "$model"
-SRPO_DOCTOR=no exec bash scripts/train.sh "hardware=$hardware" model=smollm task=gym "actor_rollout_ref.model.path=$model" "$@"
+SRPO_DOCTOR=no exec bash scripts/train.sh "${settings[@]}" model=smollm task=gym "actor_rollout_ref.model.path=$model" "$@"
