@@ -11,13 +11,15 @@ import asyncio
 import logging
 import random
 import zlib
-from typing import Any
+from typing import Any, ClassVar
+from uuid import uuid4
 
 import hydra
 import numpy as np
 import ray
 import torch
 import transfer_queue as tq
+from omegaconf import DictConfig
 from tensordict import TensorDict
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -31,6 +33,7 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from verl.protocol import DataProto
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+from verl.workers.rollout.replica import get_rollout_replica_class
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +74,21 @@ class GroupWorker(_VerlWorker):
     """verl's agent-loop worker, a group at a time where the agent loop allows it.
 
     Only text: a group whose prompt carries images, audio or video, and an agent loop that uses tools, go verl's way.
+
+    Made without arguments it is a process that imports what it will need and waits for `begin`.
     """
 
     def __init__(self, *args, **kwargs):
+        if args or kwargs:
+            self.begin(*args, **kwargs)
+
+    def begin(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self._loops: dict[str, Any] = {}
+
+    def import_engine(self, name: str) -> None:
+        """The servers' handles need their class, which is seconds of imports."""
+        get_rollout_replica_class(name)
 
     def _stateless_loop(self, name: str):
         """The shared instance of the agent loop `name`, or None when it wants one for every rollout."""
@@ -209,9 +222,43 @@ def _right_padded(outputs: list[AgentLoopOutput]) -> TensorDict:
     )
 
 
+class _Running:
+    """Stands where verl makes its workers (`agent_loop_workers_class.options(...).remote(...)`) and hands out some that run."""
+
+    def __init__(self, workers: list):
+        self.workers = workers
+        self.begun: list = []
+
+    def options(self, **_) -> "_Running":
+        return self
+
+    def remote(self, *args):
+        worker = self.workers.pop(0)
+        self.begun.append(worker.begin.remote(*args))
+        return worker
+
+
 class GroupManager(AgentLoopManagerTQ):
     """verl's manager over `GroupWorker`s: actor_rollout_ref.rollout.agent.agent_loop_manager_class."""
 
+    early: ClassVar[list] = []  # workers whose processes run already
+
+    @classmethod
+    def start_early(cls, config: DictConfig) -> None:
+        """Start the workers' processes while verl is busy with others. On one machine, where all places are alike."""
+        rollout = config.actor_rollout_ref.rollout
+        if config.trainer.nnodes == 1:
+            cls.early = [
+                ray.remote(GroupWorker).options(name=f"agent_loop_worker_{number}_{uuid4().hex[:8]}").remote()
+                for number in range(rollout.agent.num_workers)
+            ]
+            for worker in cls.early:
+                worker.import_engine.remote(rollout.name)
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.agent_loop_workers_class = ray.remote(GroupWorker)
+        self.agent_loop_workers_class = _Running(self.early) if self.early else ray.remote(GroupWorker)
+
+    async def _init_agent_loop_workers(self):
+        await super()._init_agent_loop_workers()
+        await asyncio.gather(*getattr(self.agent_loop_workers_class, "begun", ()))  # raises what a worker raised

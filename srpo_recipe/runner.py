@@ -13,14 +13,16 @@ from verl.workers.rollout.replica import get_rollout_replica_class
 
 logger = logging.getLogger(__name__)
 
+GROUP_MANAGER = "srpo_recipe.rollout.GroupManager"  # as config/srpo.yaml names it
+
 
 @ray.remote
 class SRPOTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
     """The process that holds the trainer.
 
-    verl starts its processes one after the other and waits for each. Two of these waits are used: the data queue's processes
-    start while this one imports the trainer (verl's own `tq.init` then finds them), and the rollout engine, of which verl wants
-    the class when the workers stand, is imported while they start.
+    verl starts its processes one after the other and waits for each. These waits are used: the data queue's processes start
+    while this one imports the trainer (verl's own `tq.init` then finds them); the agent loop's process starts, and the rollout
+    engine is imported, of which verl wants the class when the training workers stand, while those start.
     """
 
     def run(self, config: DictConfig):
@@ -32,6 +34,10 @@ class SRPOTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
             queue = pool.submit(tq.init, config.transfer_queue)
             register_method()
             queue.result()
+        if config.actor_rollout_ref.rollout.agent.agent_loop_manager_class == GROUP_MANAGER:
+            from srpo_recipe.rollout import GroupManager
+
+            GroupManager.start_early(config)
         threading.Thread(target=_import_engine, args=[config.actor_rollout_ref.rollout.name], daemon=True).start()
         super().run(config)
 

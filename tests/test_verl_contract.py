@@ -101,6 +101,7 @@ NAMES = {
 
 # Methods that we override or call, and their parameters.
 METHODS = {
+    "verl.experimental.agent_loop.agent_loop:AgentLoopManager._init_agent_loop_workers": "self",
     "verl.trainer.main_ppo:TaskRunnerV1.__ray_metadata__.modified_class.run": "self config",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer.__init__": "self config",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._init_resource_pool_mgr": "self",
@@ -131,6 +132,7 @@ METHODS = {
     "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead.forward_backward_batch": (
         "self data loss_function forward_only"
     ),
+    "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead.prepare_model_inputs": "self micro_batch",
     "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead.initialize": "self",
     "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead.optimizer_step": "self",
     "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead._build_optimizer": "self module",
