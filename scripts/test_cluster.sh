@@ -14,4 +14,4 @@ if ! command -v sbatch munged shellcheck > /dev/null; then
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge shellcheck
 fi
 unset RAY_ADDRESS
-exec "$venv/bin/python" -m pytest -m "slow or long or not slow" tests/test_launchers.py tests/test_ray_cluster.py tests/test_slurm.py "$@"
+exec "$venv/bin/python" -m pytest -m "" tests/test_launchers.py tests/test_ray_cluster.py tests/test_slurm.py "$@"
