@@ -295,9 +295,11 @@ def test_too_few_gpus_in_a_real_cluster(tmp_path_factory):
     try:
         assert process.stdout is not None
         address = next(line.split()[1] for line in process.stdout if line.startswith("address"))
-        two = command("--json", "trainer.n_gpus_per_node=2", RAY_ADDRESS=address)
-        nodes = command("--json", "trainer.nnodes=2", RAY_ADDRESS=address)
-        one = command("--json", RAY_ADDRESS=address)
+        joined = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token"}  # as the launchers have it
+        two = command("--json", "trainer.n_gpus_per_node=2", **joined)
+        nodes = command("--json", "trainer.nnodes=2", **joined)
+        one = command("--json", **joined)
+        stranger = command("--json", RAY_ADDRESS=address, RAY_AUTH_MODE="disabled")
     finally:
         process.communicate(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
@@ -311,6 +313,8 @@ def test_too_few_gpus_in_a_real_cluster(tmp_path_factory):
         assert "1 node(s) with 1 GPU(s)" in found["found"] and "--num-gpus" in found["mend"]
     assert row(nodes, "shared files")["found"].startswith("1 node(s) read a file")
     assert one.returncode == 0 and row(one, "ray cluster")["status"] == PASS
+    refused = row(stranger, "ray cluster")
+    assert refused["status"] == FAIL and "token" in refused["found"] and "RAY_AUTH_MODE=token" in refused["mend"]
 
 
 # -------------------------------------------------------------------------------------------------------- broken models

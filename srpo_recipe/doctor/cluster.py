@@ -8,6 +8,7 @@ from srpo_recipe.doctor.check import FAIL, WARN, Answer, Case, ok
 
 HEAD_PORT, DASHBOARD_PORT = 6379, 8265  # Ray's own
 SECONDS = 10
+TOKEN = "set RAY_AUTH_MODE=token, with the head's ~/.ray/auth_token here or in RAY_AUTH_TOKEN (the launchers set the mode)"
 
 
 def ports(case: Case) -> Answer:
@@ -55,8 +56,13 @@ def ray_cluster(case: Case) -> Answer:
     if address.startswith("http"):
         found = f"{address} takes jobs; its nodes are seen from inside a job only"
         return WARN, found, "submit the doctor before the run: ray job submit -- srpo-doctor ..."
-    with connected() as ray:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
+    try:
+        with connected() as ray:
+            nodes = [node for node in ray.nodes() if node["Alive"]]
+    except ConnectionError as error:
+        if "InvalidAuthToken" not in f"{error} {error.__cause__}":
+            raise
+        return FAIL, f"Ray at {address} asks for a token and was given another or none", TOKEN
     gpus = [int(node["Resources"].get("GPU", 0)) for node in nodes]
     large = sum(count >= trainer.n_gpus_per_node for count in gpus)
     shown = f"{len(nodes)} node(s) with {', '.join(map(str, gpus))} GPU(s) at {address}"
