@@ -31,9 +31,9 @@ def judged(target: str, bound: float, figure: dict | None, unit: str = "ratio") 
     return {"target": target, "at_most": bound, "unit": unit, "figure": figure, "verdict": verdict}
 
 
-def step_targets(repeats: int, hardware: str) -> Iterator[dict]:
+def step_targets(repeats: int, hardware: str, numbers_of_ranks: list[int]) -> Iterator[dict]:
     """Training side of a step beside stock verl's, and whether the teacher costs what is routed."""
-    for ranks in (1, 2):
+    for ranks in numbers_of_ranks:
         setting = replace(Setting(), ranks=ranks)
         plan = [Step(share, setting.response) for share in (0.4, 0.1, 0.05, 0.0)]
         rows = {row["failed_share"]: row for row in measure(setting, plan, repeats, hardware)}
@@ -72,6 +72,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=["loss", "start", "step"], choices=["loss", "start", "step"])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--starts", type=int, default=3, help="runs of the quickstart's first step")
     loss.add_trl_argument(parser)
     args = parser.parse_args()
@@ -83,7 +84,7 @@ def main() -> int:
     measured = {
         "loss": lambda: loss_targets(args.repeats, device),
         "start": lambda: start_targets(args.starts),
-        "step": lambda: step_targets(args.repeats, "gpu1" if device == "cuda" else "cpu"),
+        "step": lambda: step_targets(args.repeats, "gpu1" if device == "cuda" else "cpu", args.ranks),
     }
     all_met = True
     for name in args.only:
