@@ -16,7 +16,9 @@ logger = logging.getLogger(__name__)
 GROUP_MANAGER = "srpo_recipe.rollout.GroupManager"  # as config/srpo.yaml names it
 
 
-@ray.remote
+# On the head, where the driver is: Ray would place it anywhere, and any node's death could take the one process that can
+# tell the cause. Ray gives every head this resource.
+@ray.remote(num_cpus=1, resources={"node:__internal_head__": 0.001})
 class SRPOTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
     """The process that holds the trainer.
 
