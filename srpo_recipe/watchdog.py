@@ -29,6 +29,8 @@ from ray.exceptions import RayActorError, RayError
 
 POLL_SECONDS = 5.0  # between two looks at the servers
 GRACE_SECONDS = 5.0  # for verl to raise by itself before a process is ended
+NODE_SECONDS = 20.0  # for Ray to find a node dead: five looks, three seconds apart
+LOST = re.compile(r"connection (closed|reset|refused)|unavailable|remote (worker|process)|ncclRemoteError", re.I)
 LOG_LINES = 80  # of a log with an error in it; QUIET_LINES of one without
 QUIET_LINES = 5
 FAILURE_FILE = "failure.txt"
@@ -254,15 +256,23 @@ class Watchdog:
             yield
         except Exception as error:
             if not reported():
-                time.sleep(1.0)  # a worker's death is known a moment after the first call to it has failed
                 advice = SYNC if "sync" in self.stage else OTHER
-                report(self.failure() or compose("an error was raised", self.stage, _traceback(error), advice))
+                report(self._behind(error) or compose("an error was raised", self.stage, _traceback(error), advice))
             self.over.set()
             last = threading.Timer(2 * GRACE_SECONDS, end)  # should the way out be blocked too
             last.daemon = True
             last.start()
             raise
         self.stage = before
+
+    def _behind(self, error: Exception) -> str | None:
+        """The report of the dead worker behind an error. Its death is known a moment after the first call to it has failed,
+        and a node's death later still, so an error that tells of a lost connection is worth a wait."""
+        deadline = time.monotonic() + (NODE_SECONDS if LOST.search(str(error)) else 0.0)
+        while True:
+            time.sleep(1.0)
+            if (text := self.failure()) or time.monotonic() > deadline:
+                return text
 
     def check(self) -> None:
         """Raise if a worker is dead now, before its missing rollouts are taken for finished ones."""
