@@ -22,7 +22,7 @@ if [ -z "${SRPO_USE_RAY_ADDRESS:-}" ]; then unset RAY_ADDRESS; else ray_token; f
 export HYDRA_FULL_ERROR=${HYDRA_FULL_ERROR:-0} PYTHONUNBUFFERED=1
 # Before anything starts: is this machine ready for it? The run itself waits for a cluster. Not for Hydra's own options.
 if [ "$module" = main ] && [ "${SRPO_DOCTOR:-yes}" != no ] && [[ " $* " != *" -"* ]]; then
-    "$venv/bin/python" -m srpo_recipe.doctor --brief --skip "ray cluster" --skip ports "$@" >&2 ||
+    "$venv/bin/python" -m srpo_recipe.doctor --brief --skip "ray cluster" --skip "shared files" --skip ports "$@" >&2 ||
         fail "not started: mend what fails above (SRPO_DOCTOR=no starts all the same)"
 fi
 exec "$venv/bin/python" -m "srpo_recipe.$module" "$@"

@@ -48,9 +48,13 @@ def activations(arch: Architecture, setup: Setup, tokens: int) -> tuple[float, f
     return arch.layers * layer + last_norm, working
 
 
-def logits(arch: Architecture, setup: Setup, tokens: float) -> float:
-    """One [T, V] tensor for the tokens whose logits are made, under its gradient; two buffers in fp32 (vocabulary.py)."""
-    return tokens * arch.vocabulary * setup.width + 2 * setup.chunk_megabytes * 2**20
+def logits(arch: Architecture, setup: Setup, tokens: float, buffers: int) -> float:
+    """One [T, V] tensor for the tokens whose logits are made, under its gradient; buffers in fp32 (vocabulary.py).
+
+    A buffer holds tokens of one response at most.
+    """
+    buffer = min(setup.chunk_megabytes * 2**20, setup.response * arch.vocabulary * FP32)
+    return tokens * arch.vocabulary * setup.width + buffers * buffer
 
 
 def arriving(setup: Setup, backward: bool) -> int:
@@ -93,7 +97,7 @@ def loss_phase(arch: Architecture, setup: Setup) -> Items:
     return {
         **_update(arch, setup),
         "activations": kept + tokens * arch.hidden * setup.width,
-        "logits": logits(arch, setup, setup.update_logits),
+        "logits": logits(arch, setup, setup.update_logits, 1 if setup.width == FP32 else 2),  # fp32 is read in place
         "gathered layers": 2 * head,
     }
 
@@ -146,7 +150,7 @@ def scoring_phase(arch: Architecture, setup: Setup) -> Items:
     return {
         **items,
         "activations": tokens * arch.hidden * setup.width,  # a layer's own are gone when the logits come
-        "logits": logits(arch, setup, setup.scoring_logits) if tokens else 0,
+        "logits": logits(arch, setup, setup.scoring_logits, 2) if tokens else 0,
         "gathered layers": whole if tokens else 0,
         "teacher's states": states(arch, setup),
     }
