@@ -13,7 +13,6 @@ import ctypes
 import gc
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -241,18 +240,6 @@ def predict(config) -> dict[str, float]:
 # --------------------------------------------------------------------------------------------------------- the command
 
 
-def environment() -> dict:
-    """What the figures depend on."""
-    import torch
-
-    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if "model name" in line), None)
-    return {
-        "environment": {"commit": commit, "cpu": cpu, "python": platform.python_version(), "torch": torch.__version__}
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
@@ -265,7 +252,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.rank_of:
         return rank_main(Path(args.rank_of[0]), args.rank_of[1], args.rank_of[2] == "1")
-    print(json.dumps(environment()), flush=True)
+    from environment import environment
+
+    print(json.dumps(environment("verl")), flush=True)
     variables = {
         **os.environ, "SRPO_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
         "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1",

@@ -170,6 +170,11 @@ def check(config: DictConfig) -> SRPOConfig:
     ):
         _require(value == wanted, f"{name}={value} is not supported: set it to {wanted} ({why})")
     check_verifier(config, settings.verifier)
+    wait = config.run.wait_seconds
+    _require(
+        isinstance(wait, int | float) and wait >= 0,
+        f"run.wait_seconds={wait} must be a number of seconds, 0 or more: how long to wait for a cluster's nodes",
+    )
     _require(
         actor.strategy in ("fsdp", "fsdp2"), f"actor_rollout_ref.actor.strategy={actor.strategy}: use fsdp2 (or fsdp)"
     )

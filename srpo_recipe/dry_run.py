@@ -9,11 +9,10 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from srpo_recipe.compose import compose_config
 from srpo_recipe.config import check, describe
 from srpo_recipe.main import print_table
 
@@ -47,11 +46,10 @@ def main(overrides: list[str]) -> None:
     if overrides == ["--versions"]:
         return
     try:
-        with initialize_config_module("srpo_recipe_config", version_base=None):
-            config = compose("srpo", overrides=overrides)
+        config = compose_config(overrides)
         settings = check(config)
         OmegaConf.resolve(config)
-    except (ValueError, HydraException, OmegaConfBaseException) as error:
+    except (ValueError, OmegaConfBaseException) as error:
         sys.exit(f"Configuration error: {error}")
     print_table([*describe(config, settings), ("run", f"{config.run.name}, in {config.run.dir}")])
 

@@ -328,6 +328,7 @@ def test_a_key_forced_in_with_a_plus_is_refused_too():
 
 # key -> (value that contradicts the method, what the message must say)
 CONTRADICTIONS = {
+    "run.wait_seconds": (-1, "must be a number of seconds"),
     "trainer.v1.trainer_mode": ("sync", "set it to srpo"),
     "algorithm.adv_estimator": ("grpo", "set it to srpo"),
     "actor_rollout_ref.actor.policy_loss.loss_mode": ("vanilla", "set it to srpo"),
