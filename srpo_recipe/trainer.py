@@ -19,6 +19,7 @@ from verl.trainer.ppo.core_algos import register_adv_est
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
 from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
@@ -33,8 +34,6 @@ from srpo_recipe.watchdog import Watchdog
 from srpo_recipe.worker import DISTILL, POLICY, TEACHER_ENTROPY, TEACHER_LOG_PROBS, TEACHER_ROW, TOP_IDS, SRPOWorker
 
 logger = logging.getLogger(__name__)
-
-TEACHER_PARTITION = "srpo_teacher"
 
 
 @register_adv_est("srpo")
@@ -348,8 +347,7 @@ class SRPOTrainer(PPOTrainerSync):
     def _run_self_teacher(self, batch: KVBatchMeta) -> int:
         """Score the routed rows under the teacher's prompts and hand the result to the update. Returns the rows forwarded.
 
-        Only routed rows are sent, in a partition of their own, as many to every rank; what is missing is filled up with rows
-        of two tokens.
+        Only routed rows are sent, as many to every rank; what is missing is filled up with rows of two tokens.
         """
         rows = list(self.routed.teacher_prompts)
         known = [] if self.one_forward else [TOP_IDS]
@@ -383,8 +381,10 @@ class SRPOTrainer(PPOTrainerSync):
         return len(order)
 
     def _score(self, samples: list[dict]) -> list[dict[str, Tensor]]:
-        """Run `SRPOWorker.compute_teacher` on the samples, in this order; returns the fields that it wrote for each."""
-        keys = [f"teacher_{self.global_steps}_{place}" for place in range(len(samples))]
+        """Run `SRPOWorker.compute_teacher` on the samples, in this order; returns the fields that it computed for each.
+
+        They go straight to the workers: a way through TransferQueue would add four calls to it to every step.
+        """
         prompts = [torch.tensor(sample["prompt"]) for sample in samples]
         full = [torch.cat([prompt, sample["response"]]) for prompt, sample in zip(prompts, samples, strict=True)]
 
@@ -402,31 +402,23 @@ class SRPOTrainer(PPOTrainerSync):
             DISTILL: torch.ones(len(samples)),
         }
         if self.one_forward:
-            written: tuple[str, ...] = (TEACHER_ENTROPY,)
+            computed: tuple[str, ...] = (TEACHER_ENTROPY,)
             fields[TEACHER_ROW] = torch.arange(len(samples))
         else:
-            written = (TEACHER_ENTROPY, TEACHER_LOG_PROBS)
+            computed = (TEACHER_ENTROPY, TEACHER_LOG_PROBS)
             fields[TOP_IDS] = jagged([sample["ids"] for sample in samples])
-        meta = tq.kv_batch_put(
-            keys=keys,
-            partition_id=TEACHER_PARTITION,
-            fields=TensorDict(fields, batch_size=len(samples)),
-            tags=[{"seq_len": len(ids), "global_steps": self.global_steps} for ids in full],
-        )
+        data = TensorDict(fields, batch_size=len(samples))
         budget = self.config.actor_rollout_ref.ref.log_prob_max_token_len_per_gpu
-        meta.extra_info = {
-            "temperature": self.config.actor_rollout_ref.rollout.temperature,
-            "calculate_entropy": False,
-            "use_dynamic_bsz": True,
-            "max_token_len_per_gpu": max(budget, max(map(len, full))),
-        }
-        try:
-            self.actor_rollout_wg.compute_teacher(meta)
-            output = tq.kv_batch_get(keys=keys, partition_id=TEACHER_PARTITION, select_fields=list(written))
-        finally:
-            tq.kv_clear(keys=keys, partition_id=TEACHER_PARTITION)
-        columns = [output[name].unbind() for name in written]
-        scores = [dict(zip(written, row, strict=True)) for row in zip(*columns, strict=True)]
+        tu.assign_non_tensor(
+            data,
+            temperature=self.config.actor_rollout_ref.rollout.temperature,
+            calculate_entropy=False,
+            use_dynamic_bsz=True,
+            max_token_len_per_gpu=max(budget, max(map(len, full))),
+        )
+        output = self.actor_rollout_wg.compute_teacher(data)
+        columns = [output[name].unbind() for name in computed]
+        scores = [dict(zip(computed, row, strict=True)) for row in zip(*columns, strict=True)]
         if self.one_forward:
             scores = [{**score, TEACHER_ROW: torch.tensor([place])} for place, score in enumerate(scores)]
         return scores

@@ -48,7 +48,6 @@ NAMES = {
     "transfer_queue:KVBatchMeta": "keys tags partition_id fields extra_info",
     "transfer_queue:kv_batch_get": "keys partition_id select_fields",
     "transfer_queue:kv_batch_put": "keys partition_id fields tags data_parser",
-    "transfer_queue:kv_clear": "keys partition_id",
     # worker
     "verl.single_controller.base.decorator:Dispatch": None,
     "verl.single_controller.base.decorator:make_nd_compute_dataproto_dispatch_fn": "mesh_name",

