@@ -129,7 +129,7 @@ def teacher_statistics(
         shifted_CV = torch.sub(scaled_CV, largest_C1, out=softmax.scaled[: len(piece_CV)]).clamp_(min=_LEAST_SHIFTED)
         probability_CV, log_sum_C1 = softmax(shifted_CV)
         found.largest_N[part], found.log_sum_N[part] = largest_C1.squeeze(-1), log_sum_C1.squeeze(-1)
-        found.entropy_N[part] = log_sum_C1.squeeze(-1) - torch.linalg.vecdot(probability_CV, shifted_CV)
+        found.entropy_N[part] = log_sum_C1.squeeze(-1) - probability_CV.mul_(shifted_CV).sum(-1)
     return found
 
 

@@ -48,13 +48,17 @@ def activations(arch: Architecture, setup: Setup, tokens: int) -> tuple[float, f
     return arch.layers * layer + last_norm, working
 
 
-def logits(arch: Architecture, setup: Setup, tokens: float, buffers: int) -> float:
-    """One [T, V] tensor for the tokens whose logits are made, under its gradient; buffers in fp32 (vocabulary.py).
+def output_layer(arch: Architecture, setup: Setup, tokens: float, buffers: int, whole: float) -> Items:
+    """The [T, V] logits of the tokens that want them, under their gradient, and the larger of two that are never there at once.
 
-    A buffer holds tokens of one response at most.
+    These are `whole`, what is gathered while the output layer itself is at work, and the fp32 buffers (vocabulary.py) in which its
+    result is read after it. A buffer holds tokens of one response at most.
     """
-    buffer = min(setup.chunk_megabytes * 2**20, setup.response * arch.vocabulary * FP32)
-    return tokens * arch.vocabulary * setup.width + buffers * buffer
+    if not tokens:
+        return {"logits": 0, "gathered layers": 0}
+    work = buffers * min(setup.chunk_megabytes * 2**20, setup.response * arch.vocabulary * FP32)
+    made = tokens * arch.vocabulary * setup.width
+    return {"logits": made, "gathered layers": whole} if whole >= work else {"logits": made + work, "gathered layers": 0}
 
 
 def arriving(setup: Setup, backward: bool) -> int:
@@ -93,12 +97,11 @@ def loss_phase(arch: Architecture, setup: Setup) -> Items:
     """The end of a forward pass and the output layer's backward: everything is kept, and the logits are there."""
     tokens = setup.update_tokens
     kept, _ = activations(arch, setup, tokens)
-    head = arch.head * setup.width
+    buffers = 1 if setup.width == FP32 else 2  # fp32 is read in place
     return {
         **_update(arch, setup),
         "activations": kept + tokens * arch.hidden * setup.width,
-        "logits": logits(arch, setup, setup.update_logits, 1 if setup.width == FP32 else 2),  # fp32 is read in place
-        "gathered layers": 2 * head,
+        **output_layer(arch, setup, setup.update_logits, buffers, whole=2 * arch.head * setup.width),
     }
 
 
@@ -150,8 +153,7 @@ def scoring_phase(arch: Architecture, setup: Setup) -> Items:
     return {
         **items,
         "activations": tokens * arch.hidden * setup.width,  # a layer's own are gone when the logits come
-        "logits": logits(arch, setup, setup.scoring_logits, 2) if tokens else 0,
-        "gathered layers": whole if tokens else 0,
+        **output_layer(arch, setup, setup.scoring_logits, buffers=2, whole=whole),
         "teacher's states": states(arch, setup),
     }
 
