@@ -51,8 +51,8 @@ def activations(arch: Architecture, setup: Setup, tokens: int) -> tuple[float, f
 def output_layer(arch: Architecture, setup: Setup, tokens: float, buffers: int, whole: float) -> Items:
     """The [T, V] logits of the tokens that want them, under their gradient, and the larger of two that are never there at once.
 
-    These are `whole`, what is gathered while the output layer itself is at work, and the fp32 buffers (vocabulary.py) in which its
-    result is read after it. A buffer holds tokens of one response at most.
+    These are `whole`, what is gathered while the output layer itself is at work, and the fp32 buffers in which its result is
+    read after it (vocabulary.py). A buffer holds tokens of one response at most.
     """
     if not tokens:
         return {"logits": 0, "gathered layers": 0}
