@@ -35,3 +35,15 @@ ray_start() {
     show "$@"
     "$venv/bin/python" -m srpo_recipe.dry_run --versions
 }
+
+# Until the dashboard of a Ray head answers at a URL; a head that was just started takes some seconds.
+wait_for_head() {
+    local seconds=${SRPO_HEAD_SECONDS:-60} place=${1#*://}
+    place=${place%%/*}
+    [[ $place = *:* ]] || return 0 # a name without a port is behind a proxy, which answers in any case
+    for ((; seconds >= 0; seconds--)); do
+        if (: <> "/dev/tcp/${place%:*}/${place##*:}") 2> /dev/null; then return; fi
+        sleep 1
+    done
+    fail "no Ray head answers at $1: start one with scripts/ray_head.sh, or give its URL with --address"
+}

@@ -3,7 +3,8 @@
 #   bash scripts/ray_submit.sh [--dry-run] [--address URL] [--no-wait] [Hydra overrides]
 #   bash scripts/ray_submit.sh trainer.nnodes=2 run.wait_seconds=300 'trainer.logger=[tensorboard,wandb]'
 # URL is the head's dashboard (default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265). The overrides reach the run as
-# they are. The run waits run.wait_seconds for trainer.nnodes nodes with trainer.n_gpus_per_node GPUs each, and ends with what is missing.
+# they are. The head may take SRPO_HEAD_SECONDS (60) to answer. The run waits run.wait_seconds for trainer.nnodes nodes with
+# trainer.n_gpus_per_node GPUs each, and ends with what is missing.
 # The job needs this checkout on the head, under the same path. Exit status 1 when the job fails.
 
 # shellcheck source=scripts/lib.sh
@@ -24,6 +25,9 @@ need_environment
 ray_token
 job=(env SRPO_USE_RAY_ADDRESS=1 "SRPO_VENV=$(realpath -s "$venv")" bash "$PWD/scripts/train.sh" "$@")
 command=("$venv/bin/ray" job submit "--address=$address" ${options[@]+"${options[@]}"} -- "${job[@]}")
-if [ -z "${dry_run:-}" ]; then exec "${command[@]}"; fi
+if [ -z "${dry_run:-}" ]; then
+    wait_for_head "$address"
+    exec "${command[@]}"
+fi
 show "${command[@]}"
 exec bash scripts/train.sh --dry-run "$@"

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,19 @@ def test_a_dry_run_refuses_what_the_run_would_refuse():
     assert "Configuration error: Could not override 'srpo.alhpa'" in launch(
         "train.sh", "--dry-run", "srpo.alhpa=1", status=1
     )
+
+
+def test_a_submission_waits_for_the_head():
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{head.getsockname()[1]}"
+        text = launch("ray_submit.sh", "--address", url, status=1, SRPO_HEAD_SECONDS="0", RAY_AUTH_MODE="disabled")
+        assert text.startswith(f"error: no Ray head answers at {url}: start one with scripts/ray_head.sh")
+        waiting = subprocess.Popen(["bash", "-c", f"source scripts/lib.sh; wait_for_head {url}"], cwd=ROOT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(timeout=1.5)
+        head.listen()
+        assert waiting.wait(timeout=10) == 0
 
 
 def test_a_job_puts_ray_on_each_node_and_the_run_on_the_first():
