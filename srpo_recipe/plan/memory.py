@@ -48,17 +48,14 @@ def activations(arch: Architecture, setup: Setup, tokens: int) -> tuple[float, f
     return arch.layers * layer + last_norm, working
 
 
-def output_layer(arch: Architecture, setup: Setup, tokens: float, buffers: int, whole: float) -> Items:
-    """The [T, V] logits of the tokens that want them, under their gradient, and the larger of two that are never there at once.
+def buffers(arch: Architecture, setup: Setup, count: int) -> float:
+    """fp32 buffers in which logits are read (vocabulary.py). One holds tokens of one response at most."""
+    return count * min(setup.chunk_megabytes * 2**20, setup.response * arch.vocabulary * FP32)
 
-    These are `whole`, what is gathered while the output layer itself is at work, and the fp32 buffers in which its result is
-    read after it (vocabulary.py). A buffer holds tokens of one response at most.
-    """
-    if not tokens:
-        return {"logits": 0, "gathered layers": 0}
-    work = buffers * min(setup.chunk_megabytes * 2**20, setup.response * arch.vocabulary * FP32)
-    made = tokens * arch.vocabulary * setup.width
-    return {"logits": made, "gathered layers": whole} if whole >= work else {"logits": made + work, "gathered layers": 0}
+
+def fullest(*moments: Items) -> Items:
+    """The moment of a phase that takes most, in items that other moments of it do not have at the same time."""
+    return max(moments, key=lambda items: sum(items.values()))
 
 
 def arriving(setup: Setup, backward: bool) -> int:
@@ -69,12 +66,14 @@ def arriving(setup: Setup, backward: bool) -> int:
     return setup.width if setup.shards > 1 and (setup.prefetch or not backward) else 0
 
 
-def gathered(parameters: int, setup: Setup) -> float:
-    """Bytes while the backward pass of one unit is computed: its full weights, the buffer of the next, its gradient.
+def gathered(arch: Architecture, setup: Setup) -> float:
+    """Bytes while the backward pass of one decoder layer is computed: its full weights, the buffer of the next one, its gradient.
 
-    And the buffer in which ranks sum the gradient, which lives on until the next unit's.
+    And the buffer in which ranks sum the gradient, which lives on until the next unit's. Most is there when the MLP begins: of
+    the gradient there is the down projection's alone.
     """
-    return parameters * (2 * setup.width + arriving(setup, backward=True) + setup.reduce_width)
+    gradient = arch.intermediate * arch.hidden * setup.width
+    return arch.layer * (setup.width + arriving(setup, backward=True) + setup.reduce_width) + gradient
 
 
 def resident(arch: Architecture, setup: Setup, training: bool) -> Items:
@@ -94,14 +93,24 @@ def states(arch: Architecture, setup: Setup) -> float:
 
 
 def loss_phase(arch: Architecture, setup: Setup) -> Items:
-    """The end of a forward pass and the output layer's backward: everything is kept, and the logits are there."""
+    """The end of a forward pass and the output layer's backward: everything is kept.
+
+    First the logits are read, then the output layer's gradient is computed from theirs, then, without the logits, it is summed
+    over the ranks (a tied one at the very end, when little else is there).
+    """
     tokens = setup.update_tokens
     kept, _ = activations(arch, setup, tokens)
-    buffers = 1 if setup.width == FP32 else 2  # fp32 is read in place
+    logits = setup.update_logits * arch.vocabulary * setup.width
+    summing = arch.head * (2 * setup.width + setup.reduce_width * (1 + 1 / setup.shards))
     return {
         **_update(arch, setup),
         "activations": kept + tokens * arch.hidden * setup.width,
-        **output_layer(arch, setup, setup.update_logits, buffers, whole=2 * arch.head * setup.width),
+        **fullest(
+            # fp32 is read in place
+            {"logits": logits + buffers(arch, setup, 1 if setup.width == FP32 else 2), "gathered layers": 0},
+            {"logits": logits, "gathered layers": 2 * arch.head * setup.width},
+            {"logits": 0, "gathered layers": summing if setup.shards > 1 and not arch.tied else 0},
+        ),
     }
 
 
@@ -115,7 +124,7 @@ def layer_phase(arch: Architecture, setup: Setup) -> Items:
         **_update(arch, setup),
         "activations": kept + working,
         "logits": 0,
-        "gathered layers": gathered(arch.layer, setup) + arch.head * head,
+        "gathered layers": gathered(arch, setup) + arch.head * head,
     }
 
 
@@ -147,15 +156,20 @@ def scoring_phase(arch: Architecture, setup: Setup) -> Items:
         items["teacher"] = 0 if setup.teacher_offload_policy else FP32 * arch.parameters / setup.shards
     if setup.optimizer_offload:  # stays away in passes without a gradient
         items["optimiser"] = 0
+    logits = setup.scoring_logits * arch.vocabulary * setup.width
     # the last unit whose buffer is held: the output layer, or the last decoder layer where the output layer came first of all
     last = arch.layer if arch.tied else arch.head
-    whole = arch.head * setup.width + last * arriving(setup, backward=False)
-    return {
-        **items,
-        "activations": tokens * arch.hidden * setup.width,  # a layer's own are gone when the logits come
-        **output_layer(arch, setup, setup.scoring_logits, buffers=2, whole=whole),
-        "teacher's states": states(arch, setup),
-    }
+    arrived = arriving(setup, backward=False)
+    # a layer's input, the sum and the normed sum behind its attention; gate, up and product of its MLP
+    layer = tokens * 3 * (arch.hidden + arch.intermediate) * setup.width
+    hidden = tokens * arch.hidden * setup.width
+    moments: tuple[Items, ...] = (
+        {"activations": layer, "logits": 0, "gathered layers": arch.layer * (setup.width + arrived)},
+        {"activations": hidden, "logits": logits, "gathered layers": arch.head * setup.width + last * arrived},
+        {"activations": hidden, "logits": logits + buffers(arch, setup, 2), "gathered layers": 0},
+    )
+    work = fullest(*moments) if tokens else dict.fromkeys(moments[0], 0.0)  # GRPO with one optimiser step a batch
+    return {**items, **work, "teacher's states": states(arch, setup)}
 
 
 def kv_bytes_per_token(arch: Architecture, setup: Setup) -> float:
