@@ -21,10 +21,13 @@ SHARES = (0.4, 0.05)
 def settings(base: Setting) -> list[tuple[Setting, list[int]]]:
     """(setting, response lengths that one recording gives) of every point."""
     return [
-        (replace(base, prompts=base.prompts // 2), [base.response]),
-        (replace(base, response=2 * base.response), [base.response // 2, base.response, 2 * base.response]),
-        (replace(base, prompts=2 * base.prompts), [base.response]),
-        (replace(base, ranks=2 * base.ranks), [base.response]),
+        (replace(base, prompts=base.prompts // 4), [base.response]),
+        (
+            replace(base, prompts=base.prompts // 2, response=2 * base.response),
+            [base.response // 2, base.response, 2 * base.response],
+        ),
+        (base, [base.response]),
+        (replace(base, prompts=base.prompts // 2, ranks=2 * base.ranks), [base.response]),
     ]
 
 

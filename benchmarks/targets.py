@@ -38,9 +38,12 @@ def step_targets(repeats: int, hardware: str, numbers_of_ranks: list[int]) -> It
         plan = [Step(share, setting.response) for share in (0.4, 0.1, 0.05, 0.0)]
         rows = {row["failed_share"]: row for row in measure(setting, plan, repeats, hardware)}
         for share, bound in STEP_BOUNDS.items():
-            yield judged(
+            row = judged(
                 f"step, SRPO to stock GRPO, {share:.0%} routed, ranks {ranks}", bound, rows[share]["ratio_to_stock"]
             )
+            yield {**row, "seconds": rows[share]["seconds"], "parts": rows[share]["parts"]}
+        stock = rows[None]
+        print(json.dumps({"stock GRPO": stock["seconds"], "parts": stock["parts"], "ranks": ranks}), flush=True)
         full = rows[0.4]["teacher_seconds"]["median"]
         part = {name: round(value / full, 3) for name, value in rows[0.1]["teacher_seconds"].items()}
         yield judged(f"teacher, 10 % routed to 40 %, ranks {ranks}", TEACHER_BOUND, part)
