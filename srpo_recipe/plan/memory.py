@@ -142,7 +142,7 @@ def _update(arch: Architecture, setup: Setup) -> Items:
 def optimizer_phase(arch: Architecture, setup: Setup) -> Items:
     """The optimiser's own step: on a GPU the square root of a moment for all weights at once."""
     shard = FP32 * arch.parameters / setup.shards
-    largest = FP32 * arch.head / setup.shards
+    largest = FP32 * max(arch.head, arch.intermediate * arch.hidden) / setup.shards
     temporary = 0 if setup.offload_policy else 2 * largest if setup.on_cpu else shard
     items = {**_update(arch, setup), "activations": 0, "logits": 0, "gathered layers": 0}
     return {**items, "optimiser": items["optimiser"] + temporary}
