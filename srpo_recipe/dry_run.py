@@ -6,7 +6,6 @@ mend for a configuration that the run would refuse. With --versions alone it pri
 
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -14,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from srpo_recipe.compose import compose_config
 from srpo_recipe.config import check, describe
+from srpo_recipe.machine import installed_version
 from srpo_recipe.main import print_table
 
 PACKAGES = ("srpo_recipe", "verl", "ray", "vllm", "torch", "transformers")
@@ -21,15 +21,8 @@ PACKAGES = ("srpo_recipe", "verl", "ray", "vllm", "torch", "transformers")
 
 def versions() -> list[tuple[str, str]]:
     """Name and version of the packages that matter and are installed, and the checkout's commit."""
-    found = [(name, _version(name)) for name in PACKAGES]
-    return [("python", sys.version.split()[0]), *[row for row in found if row[1]], ("commit", _commit())]
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
+    found = [(name, version) for name in PACKAGES if (version := installed_version(name))]
+    return [("python", sys.version.split()[0]), *found, ("commit", _commit())]
 
 
 def _commit() -> str:

@@ -1,6 +1,7 @@
-"""Whether this machine trains on its CPU. Imported everywhere, so it imports nothing of the `cpu` folder itself."""
+"""Whether this machine trains on its CPU, and what is installed. Imported everywhere: it imports nothing of the `cpu` folder."""
 
 import os
+from importlib import metadata
 from pathlib import Path
 
 _ACCELERATOR_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/davinci_manager")
@@ -30,6 +31,16 @@ def _accelerator_possible() -> bool:
     if torch.cuda.is_available() or hasattr(torch, "npu"):
         return True
     return "RAY_ADDRESS" in os.environ or any(Path(file).exists() for file in _ACCELERATOR_FILES)
+
+
+def installed_version(*packages: str) -> str | None:
+    """Of the first of these that is installed; None when none is."""
+    for package in packages:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def register_with_vllm() -> None:

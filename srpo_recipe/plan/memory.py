@@ -117,9 +117,8 @@ def loss_phase(arch: Architecture, setup: Setup) -> Items:
 def layer_phase(arch: Architecture, setup: Setup) -> Items:
     """The backward pass of the last decoder layer, the first to be computed again. The logits are gone."""
     kept, working = activations(arch, setup, setup.update_tokens)
-    head = (
-        2 * setup.width if arch.tied else setup.reduce_width
-    )  # a tied one stays to the end; of another its sum's buffer
+    # a tied output layer stays to the end, and of another the buffer of its sum
+    head = 2 * setup.width if arch.tied else setup.reduce_width
     return {
         **_update(arch, setup),
         "activations": kept + working,
