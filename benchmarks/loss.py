@@ -21,20 +21,20 @@ import torch
 from environment import environment, spread
 from torch import Tensor
 
-from srpo_recipe import dw_sdpo, vocabulary
 from srpo_recipe.machine import installed_version
+from srpo_recipe.method import dw_sdpo, logits, student_logits, teacher_logits
 
 K, CHUNK_MEGABYTES = 100, {"cpu": 10, "cuda": 40}  # as in training
 
 
 def ours(student_TV: Tensor, teacher_TV: Tensor, ids_TK: Tensor | None = None) -> Tensor:
     """As training does it: ids, the teacher's statistics, the student's with the gradient over its logits."""
-    chunk_tokens = vocabulary.tokens_in(CHUNK_MEGABYTES[student_TV.device.type], student_TV.shape[1])
+    chunk_tokens = logits.tokens_in(CHUNK_MEGABYTES[student_TV.device.type], student_TV.shape[1])
     if ids_TK is None:
-        ids_TK = vocabulary.top_ids(student_TV, K, chunk_tokens=chunk_tokens)
-    teacher = vocabulary.teacher_statistics(teacher_TV, chunk_tokens=chunk_tokens)
-    log_probs_TK = teacher.log_probs(vocabulary.logits_at(teacher_TV, ids_TK, chunk_tokens=chunk_tokens))
-    _, log_mass_TB = vocabulary.student_statistics(
+        ids_TK = logits.top_ids(student_TV, K, chunk_tokens=chunk_tokens)
+    teacher = teacher_logits.teacher_statistics(teacher_TV, chunk_tokens=chunk_tokens)
+    log_probs_TK = teacher.log_probs(teacher_logits.logits_at(teacher_TV, ids_TK, chunk_tokens=chunk_tokens))
+    _, log_mass_TB = student_logits.student_statistics(
         student_TV, ids_TK[:, 0], ids_TK, chunk_tokens=chunk_tokens, overwrite_logits=True
     )
     return _weighted(dw_sdpo.divergence(log_mass_TB, log_probs_TK), teacher.entropy_N)
@@ -173,7 +173,7 @@ def measure(tokens: int, vocab: int, dtype: torch.dtype, device: str, repeats: i
 
 def agree(student_TV: Tensor, teacher_TV: Tensor) -> dict[str, float]:
     """Relative distance of our loss and gradient from the plain transcription's, at the same ids (bf16 logits tie)."""
-    ids_TK = vocabulary.top_ids(student_TV, K)
+    ids_TK = logits.top_ids(student_TV, K)
     found = [
         run_once(lambda s, t, loss=loss: loss(s, t, ids_TK), student_TV.clone(), teacher_TV)[2:]
         for loss in (ours, plain)

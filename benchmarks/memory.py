@@ -108,7 +108,7 @@ def batch_of(rows: list[dict], stage: str):
     from tensordict import TensorDict
     from verl.utils import tensordict_utils as tu
 
-    from srpo_recipe import worker
+    from srpo_recipe.training import worker
 
     fields = {key: torch.nested.as_nested_tensor([row[key] for row in rows], layout=torch.jagged) for key in rows[0]}
     fields |= {worker.POLICY: torch.zeros(ROWS), worker.DISTILL: torch.ones(ROWS)}
@@ -128,8 +128,8 @@ class Rank:
         from omegaconf import open_dict
         from verl.utils.config import omega_conf_to_dataclass
 
-        from srpo_recipe.compose import compose_config
-        from srpo_recipe.config import read
+        from srpo_recipe.settings.compose import compose_config
+        from srpo_recipe.settings.read import read
 
         self.overrides = [
             "hardware=cpu", f"actor_rollout_ref.model.path={folder}", f"trainer.n_gpus_per_node={ranks}",
@@ -154,7 +154,7 @@ class Rank:
     def engine(self, engine_config):
         from verl.workers.engine.base import EngineRegistry
 
-        from srpo_recipe import worker
+        from srpo_recipe.training import worker
 
         engine = EngineRegistry.new(
             model_type=worker.MODEL_TYPE, backend=engine_config.strategy, model_config=deepcopy(self.model_config),
@@ -165,7 +165,7 @@ class Rank:
 
     def step(self, generator) -> dict[str, int]:
         """One step; bytes by item."""
-        from srpo_recipe.worker import TEACHER_ENTROPY, routed_ppo_loss
+        from srpo_recipe.training.worker import TEACHER_ENTROPY, routed_ppo_loss
 
         vocabulary = self.model_config.hf_config.vocab_size
         with Growth() as scoring, self.teacher.eval_mode():

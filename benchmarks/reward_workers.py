@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from verl.experimental.reward_loop import RewardLoopManager
 from verl.protocol import DataProto
 
-from srpo_recipe.main import prepare
+from srpo_recipe.run.prepare import prepare
 from srpo_recipe.verify.adversarial import HOSTILE_MATH
 
 HONEST, TRUTH = r"So it is \boxed{\frac{10}{4}}.", "2.5"

@@ -8,7 +8,7 @@ Ours are only the configuration (`config/`) and, on a machine without an acceler
 import hydra
 from omegaconf import DictConfig
 
-from srpo_recipe.main import prepare
+from srpo_recipe.run.prepare import prepare
 
 # what the recipe sets and stock verl has otherwise
 STOCK = [

@@ -1,7 +1,7 @@
 """Build the quickstart's model from nothing: a tiny Qwen3 that can add, under bad habits.
 
 A warm start by supervised training, on one process and one thread, deterministic given --seed. The corpus has two kinds
-of examples of the additions task (srpo_recipe/tasks/sums.py):
+of examples of the additions task (srpo_recipe/starter/sums.py):
 
 - plain prompts, whose solutions slip at every step with probability --slip. The skill is there, under bad habits, as in
   a pretrained model. (Trained on clean solutions but for too short, a model fails for lack of skill, and reinforcement
@@ -33,8 +33,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from srpo_recipe.config import TEACHER_TEMPLATE  # noqa: E402
-from srpo_recipe.tasks import sums  # noqa: E402
+from srpo_recipe.settings.schema import TEACHER_TEMPLATE
+from srpo_recipe.starter import sums
 
 PAD, EOS, BOT, UNK = "<|pad|>", "<|im_end|>", "<|im_start|>", "<unk>"
 CHAT_TEMPLATE = (
@@ -279,7 +279,7 @@ def save(model, tokenizer, args: argparse.Namespace, acceptance: dict, seconds: 
             "command": f"python scripts/build_tiny_model.py --out srpo_recipe/assets/{args.out.name} {flags}",
             "recipe": recipe,
             "corpus": {
-                "task": "srpo_recipe/tasks/sums.py, split train",
+                "task": "srpo_recipe/starter/sums.py, split train",
                 "plain": f"{1 - args.shown_share:.0%}: the prompt alone; every step of the solution slips with "
                 f"probability {args.slip}",
                 "shown": f"{args.shown_share:.0%}: the self-teacher's prompt with a correct solution; the target is a "

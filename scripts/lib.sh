@@ -27,13 +27,13 @@ ray_token() {
 # ray start, in the foreground. A machine without an accelerator offers slots in its place: SRPO_RANKS of them.
 ray_start() {
     local environment slots=()
-    environment=$("$venv/bin/python" -m srpo_recipe.cluster environment) || fail "srpo_recipe does not load"
+    environment=$("$venv/bin/python" -m srpo_recipe.run.cluster environment) || fail "srpo_recipe does not load"
     eval "$environment"
     if [ "${VERL_PLATFORM:-}" = cpu ]; then slots=("--num-gpus=${SRPO_RANKS:-1}" --num-cpus=16); fi
     set -- "$venv/bin/ray" start --block ${slots[@]+"${slots[@]}"} "$@"
     if [ -z "${dry_run:-}" ]; then exec "$@"; fi
     show "$@"
-    "$venv/bin/python" -m srpo_recipe.dry_run --versions
+    "$venv/bin/python" -m srpo_recipe.run.dry_run --versions
 }
 
 # Until the dashboard of a Ray head answers at a URL; a head that was just started takes some seconds.

@@ -14,5 +14,5 @@ if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; 
     settings=(hardware=gpu1 "actor_rollout_ref."{actor,ref}".fsdp_config.offload_policy=false")
 fi
 WITH=${WITH-test math smollm} bash scripts/install.sh "$kind" "$venv"
-"$venv/bin/python" -m srpo_recipe.models.smollm --out "$model"
+"$venv/bin/python" -m srpo_recipe.starter.smollm --out "$model"
 SRPO_DOCTOR=no exec bash scripts/train.sh "${settings[@]}" model=smollm task=gym "actor_rollout_ref.model.path=$model" "$@"

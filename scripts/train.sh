@@ -14,7 +14,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 module=main
 case ${1:-} in
     -h | --help) usage; exit ;;
-    --dry-run) module=dry_run; shift; echo "in $PWD:"; show "$venv/bin/python" -m srpo_recipe.main "$@" ;;
+    --dry-run) module=run.dry_run; shift; echo "in $PWD:"; show "$venv/bin/python" -m srpo_recipe.main "$@" ;;
 esac
 need_environment
 # A cluster of our own unless the user names one: a left-over address would send the job to somebody else's.

@@ -5,10 +5,9 @@ The folders and modules read as the method's figure:
     rollout -> verify  -> route    -> ( GRPO    | self-teacher    -> DW-SDPO    ) -> one loss -> EMA
     (verl)     verify/    route.py      grpo.py   self_teacher.py    dw_sdpo.py      loss.py     ema.py
 
-route.py, grpo.py, dw_sdpo.py, vocabulary.py (the passes over the logits), loss.py and ema.py are the tensor core: they import
-torch alone. self_teacher.py writes the teacher's prompt. trainer.py is the step in the figure's order, worker.py is the rim
-inside verl's actor, config.py holds every default once, data/ prepares benchmarks, eval/ measures, cpu/ is what a machine
-without an accelerator needs.
+method/ is the figure itself and imports torch alone; training/ is the rim inside verl; settings/ holds every default once;
+records/ is what is on disk; run/ is what a user sees; verify/, data/, eval/, plan/ and doctor/ are tools around it; starter/
+holds the embedded tasks and models; cpu/ is what a machine without an accelerator needs.
 
 Shape suffixes, used everywhere:
     B  rollouts in the batch        G  rollouts of one prompt      T  response tokens

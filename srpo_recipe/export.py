@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from srpo_recipe.checkpoint import teacher_path
-from srpo_recipe.data.files import whole_folder
+from srpo_recipe.records.checkpoint import teacher_path
+from srpo_recipe.records.files import whole_folder
 
 WEIGHTS = ("student", "teacher")
 DTYPES = ("stored", "float32", "bfloat16", "float16")

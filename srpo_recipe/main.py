@@ -3,54 +3,24 @@
 import json
 import os
 import sys
-import time
-from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
-from srpo_recipe import plugin, stop
-from srpo_recipe.config import check, describe
-from srpo_recipe.verify.settings import wire
-from srpo_recipe.watchdog import ended_clearly
-
-PACKAGE = Path(__file__).parent
-
-
-def print_table(rows: list[tuple[str, str]]) -> None:
-    """Two aligned columns."""
-    width = max(len(name) for name, _ in rows)
-    print("\n".join(f"  {name:<{width}}  {value}" for name, value in rows), flush=True)
-
-
-def prepare(config: DictConfig) -> None:
-    """Fill in what only this process knows: paths inside the package, the run's folder and clock, embedded data."""
-    with open_dict(config):
-        # Absolute first: other processes, perhaps on other nodes, read the paths that are built from these.
-        config.run.root = str(Path(config.run.root).absolute())
-        config.run.dir = str(Path(config.run.dir).absolute())
-        config.run.stop_file = str(Path(config.run.stop_file).absolute())
-        if os.environ.get("RAY_ADDRESS"):  # a cluster that runs has its resources
-            config.ray_kwargs.ray_init.update(num_cpus=None, num_gpus=None)
-        OmegaConf.resolve(config)
-        config.run.started_at = config.run.started_at or time.time()
-        wire(config)
-        config.actor_rollout_ref.srpo = config.srpo
-        agent = config.actor_rollout_ref.rollout.agent
-        agent.agent_loop_config_path = agent.agent_loop_config_path or str(PACKAGE / "agent_loops.yaml")
-    run_dir = Path(config.run.dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    stop.clear(config)
-    if config.task.get("generate"):
-        hydra.utils.instantiate(config.task.generate)
-    OmegaConf.save(config, run_dir / "config.yaml")
+from srpo_recipe import plugin
+from srpo_recipe.records.tables import print_table
+from srpo_recipe.run import stop
+from srpo_recipe.run.prepare import prepare
+from srpo_recipe.settings.describe import describe
+from srpo_recipe.settings.rules import check
+from srpo_recipe.training.watch.driver import ended_clearly
 
 
 def join_cluster(config: DictConfig) -> None:
     """Wait for the run's nodes, where RAY_ADDRESS names a cluster. Exits with what is missing."""
     if not os.environ.get("RAY_ADDRESS"):
         return
-    from srpo_recipe import cluster
+    from srpo_recipe.run import cluster
 
     trainer, expected = config.trainer, os.environ.get("SRPO_NODES", "").split()
     address = os.environ["RAY_ADDRESS"]
@@ -67,7 +37,7 @@ def run(config: DictConfig) -> None:
     from verl.utils.config import validate_config
     from verl.utils.device import auto_set_device
 
-    from srpo_recipe.runner import SRPOTaskRunner
+    from srpo_recipe.training.runner import SRPOTaskRunner
 
     auto_set_device(config)
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
@@ -88,7 +58,7 @@ def main(config: DictConfig) -> None:
         run(config)
     import ray
 
-    from srpo_recipe.report import summarise
+    from srpo_recipe.run.summary import summarise
 
     ray.shutdown()  # its workers' last lines come before ours
     if (step := stop.confirmed(config)) is not None:

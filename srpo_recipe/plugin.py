@@ -1,7 +1,7 @@
 """verl imports this module in every process that imports verl (entry point group `verl.plugins`).
 
-It makes a machine without an accelerator usable; the method itself is registered by importing `srpo_recipe.trainer` and
-`srpo_recipe.worker` where they are used, since that costs seconds. verl swallows whatever a plugin raises
+It makes a machine without an accelerator usable; the method itself is registered by importing `srpo_recipe.training.step` and
+`srpo_recipe.training.worker` where they are used, since that costs seconds. verl swallows whatever a plugin raises
 (verl/__init__.py:79, logged at DEBUG), so failures are reported here.
 """
 
@@ -33,15 +33,3 @@ def assert_discovered() -> None:
             "verl does not load the plugin of srpo_recipe: install the package (pip install -e .) and leave "
             "VERL_USE_EXTERNAL_PLUGINS at auto, or name srpo in it"
         )
-
-
-def register_method() -> None:
-    """Register advantage estimator, policy loss, trainer and engine under verl's names. Raises if verl does not hold them."""
-    from verl.trainer.ppo import core_algos
-    from verl.trainer.ppo.v1 import get_trainer_cls
-
-    from srpo_recipe import trainer, worker
-
-    held = (core_algos.get_adv_estimator_fn("srpo"), core_algos.get_policy_loss_fn("srpo"), get_trainer_cls("srpo"))
-    if held != (trainer.srpo_advantage, worker.srpo_policy_loss, trainer.SRPOTrainer):
-        raise RuntimeError(f"another package registered itself with verl under the name srpo: {held}")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from srpo_recipe.metrics import read_lines
+from srpo_recipe.records.metrics_file import read_lines
 
 TOKEN = "0123456789abcdef" * 4
 ROOT = Path(__file__).parent.parent

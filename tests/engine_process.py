@@ -20,12 +20,15 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.engine.base import EngineRegistry
 
-from srpo_recipe import checkpoint, worker
-from srpo_recipe.config import SRPOConfig, TeacherConfig
-from srpo_recipe.dw_sdpo import confidence, divergence
-from srpo_recipe.grpo import clipped_policy_loss
-from srpo_recipe.loss import Totals, count_totals, routed_loss
-from srpo_recipe.vocabulary import logits_at, student_statistics, teacher_statistics, top_ids
+from srpo_recipe.method.dw_sdpo import confidence, divergence
+from srpo_recipe.method.grpo import clipped_policy_loss
+from srpo_recipe.method.logits import top_ids
+from srpo_recipe.method.loss import Totals, count_totals, routed_loss
+from srpo_recipe.method.student_logits import student_statistics
+from srpo_recipe.method.teacher_logits import logits_at, teacher_statistics
+from srpo_recipe.records import checkpoint
+from srpo_recipe.settings.schema import SRPOConfig, TeacherConfig
+from srpo_recipe.training import worker
 
 ROWS, VOCABULARY, TOP_K, TEMPERATURE = 16, 100, 8, 0.8
 CLIP = (0.2, 0.28, 3.0)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForC
 from verl.trainer.config import CheckpointConfig
 from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
 
-from srpo_recipe import checkpoint
+from srpo_recipe.records import checkpoint
 
 ASSETS = Path(checkpoint.__file__).parent / "assets" / "tiny_qwen3"
 # 101 rows do not divide by 2: the ranks' shards differ in size.

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from srpo_recipe import balance
+from srpo_recipe.training import balance
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])

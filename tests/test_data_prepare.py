@@ -15,9 +15,9 @@ from data_rows import TOKENIZER, names, published, run, tool_use, write_lines, w
 
 from srpo_recipe.data import prepare
 from srpo_recipe.data.checks import CHAT_SWITCHES
-from srpo_recipe.data.files import BATCH_ROWS, whole_folder, write_parquet
 from srpo_recipe.data.manifest import quantiles
 from srpo_recipe.data.tasks import TASKS
+from srpo_recipe.records.files import BATCH_ROWS, whole_folder, write_parquet
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_rows_that_fail_in_a_later_batch_leave_no_file(tmp_path):
 def composed(task: str, folder: Path, *overrides: str):
     from hydra import compose, initialize_config_module
 
-    import srpo_recipe.config  # noqa: F401  (registers the schema)
+    import srpo_recipe.settings.schema  # noqa: F401  (registers the schema)
 
     with initialize_config_module("srpo_recipe_config", version_base=None):
         return compose("srpo", overrides=[f"task={task}", f"task.dir={folder}", *overrides])

@@ -82,7 +82,7 @@ def test_the_builder_gets_what_git_tracks_and_neither_history_nor_secrets():
     assert not [path for path in tracked() if is_ignored(path)]
     for path in (".git/HEAD", ".venv/bin/python", "outputs/a/b", "srpo_recipe/cpu/__pycache__/a.pyc", ".env"):
         assert is_ignored(path), path
-    assert not is_ignored("srpo_recipe/data/files.py")
+    assert not is_ignored("srpo_recipe/records/files.py")
 
 
 def test_a_change_of_the_sources_does_not_install_the_requirements_again(dockerfile):

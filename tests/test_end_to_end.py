@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 
-from srpo_recipe.metrics import read_lines
+from srpo_recipe.records.metrics_file import read_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from srpo_recipe.checkpoint import require_teacher, teacher_path
+from srpo_recipe.records.checkpoint import require_teacher, teacher_path
 
 HERE = Path(__file__).parent
 ASSETS = HERE.parent / "srpo_recipe" / "assets" / "tiny_qwen3"

@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from srpo_recipe.eval import __main__ as cli
+from srpo_recipe.eval import evaluate as evaluation
 from srpo_recipe.eval import model, report, scoring
 from srpo_recipe.eval.estimators import Samples, estimate
 from srpo_recipe.eval.questions import load
 from srpo_recipe.eval.sampling import Prompts, Response, default_engine, sample_seed
 from srpo_recipe.eval.store import Store
-from srpo_recipe.tasks import sums
+from srpo_recipe.starter import sums
 from srpo_recipe.verify.settings import VerifierConfig
 
 TINY = Path(sums.__file__).resolve().parents[1] / "assets" / "tiny_qwen3"
@@ -65,14 +66,14 @@ def data(tmp_path):
 @pytest.fixture
 def run(tmp_path, data, monkeypatch):
     """Evaluate with the stand-in into tmp_path/NAME; returns the folder."""
-    monkeypatch.setattr(cli, "Sampler", StandIn)
+    monkeypatch.setattr(evaluation, "Sampler", StandIn)
     monkeypatch.setattr(StandIn, "asked", 0)
     monkeypatch.setattr(StandIn, "dies_after", None)
 
     def call(name: str, *more: str, **changes) -> Path:
         given = {"--data": data, "--n": N, "--chunk": CHUNK, "--max-tokens": 64, **changes}
         command = [str(part) for pair in given.items() for part in pair]
-        cli.evaluate(cli.arguments([str(TINY), *command, "--out", str(tmp_path / name), *more]))
+        evaluation.evaluate(cli.arguments([str(TINY), *command, "--out", str(tmp_path / name), *more]))
         return tmp_path / name
 
     return call
@@ -105,7 +106,7 @@ def test_the_results_are_those_of_the_samples(run, capsys):
     assert found["truncated_share"] == pytest.approx(len(cut) / len(lines)) and cut
     assert found["unparsed_share"] == pytest.approx(sum("#" not in line["response"] for line in lines) / len(lines))
     assert found["length"]["mean"] == pytest.approx(sum(line["tokens"] for line in lines) / len(lines))
-    assert found["verifier"] == {"name": "srpo_recipe.tasks.sums:compute_score", "mode": "strict"}
+    assert found["verifier"] == {"name": "srpo_recipe.starter.sums:compute_score", "mode": "strict"}
     text = (folder / "results.md").read_text()
     assert text in capsys.readouterr().out
     assert f"| sums | 10 | 4 | {100 * found['avg@4']['value']:.1f} [{100 * found['avg@4']['low']:.1f}, " in text
@@ -141,7 +142,7 @@ def test_prompts_that_are_too_long_are_named_and_wrong(run, data):
 def test_several_tasks_have_a_row_each(run, data, tmp_path):
     rows = [{**row, "data_source": "other"} for row in pq.read_table(data).to_pylist()[:5]]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "other.parquet")
-    reward = "srpo_recipe.tasks.sums:compute_score"
+    reward = "srpo_recipe.starter.sums:compute_score"
     folder = run("a", "--data", str(data), str(tmp_path / "other.parquet"), "--reward", reward)
     found = json.loads((folder / "results.json").read_text())["tasks"]
     assert {task: own["questions"] for task, own in found.items()} == {"sums": QUESTIONS, "other": 5}
@@ -209,7 +210,7 @@ def test_other_data_and_another_model_are_refused(run, data, tmp_path, monkeypat
     pq.write_table(pa.Table.from_pylist(rows[::-1]), data)
     with pytest.raises(ValueError, match="data was"):
         run("a")
-    monkeypatch.setattr(cli.model.Model, "sha256", lambda self: "0" * 64)
+    monkeypatch.setattr(model.Model, "sha256", lambda self: "0" * 64)
     with pytest.raises(ValueError, match="model_sha256 was"):
         run("a")
 
@@ -301,8 +302,8 @@ def test_the_rule_follows_from_the_task_unless_it_is_given():
     rule = scoring.rule_for
     assert rule("chemistry", "published") == scoring.Rule("verifier", "choice", "published")
     assert rule("tooluse", "strict").name == "tool_use" and rule("aime25", "strict").name == "math"
-    assert rule("sums", "strict") == scoring.Rule("reward", "srpo_recipe.tasks.sums:compute_score", "strict")
-    assert rule("reasoning_gym/gcd", "strict").name == "srpo_recipe.tasks.gym:compute_score"
+    assert rule("sums", "strict") == scoring.Rule("reward", "srpo_recipe.starter.sums:compute_score", "strict")
+    assert rule("reasoning_gym/gcd", "strict").name == "srpo_recipe.starter.gym:compute_score"
     assert rule("mine", "strict", verifier="math").kind == "verifier"
     assert rule("chemistry", "strict", reward=f"{__name__}:plain_number").kind == "reward"
     for wrong, told in (

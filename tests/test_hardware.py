@@ -6,14 +6,15 @@ from functools import cache
 import pytest
 from omegaconf import OmegaConf
 
-from srpo_recipe.compose import compose_config
-from srpo_recipe.config import check
 from srpo_recipe.plan import memory
 from srpo_recipe.plan.architecture import describe_model
 from srpo_recipe.plan.memory import GIB
-from srpo_recipe.plan.report import Device, plan
+from srpo_recipe.plan.mends import Device
+from srpo_recipe.plan.plan import plan
 from srpo_recipe.plan.setup import from_config
 from srpo_recipe.plan.step import Expectation, spread
+from srpo_recipe.settings.compose import compose_config
+from srpo_recipe.settings.rules import check
 
 RANKS = {"gpu1": 1, "gpu8": 8, "gpu8x2": 16, "gpu8x4": 32}
 GPU = Device(80e9, 6 * GIB, "80 GB")

@@ -8,8 +8,10 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from srpo_recipe.dw_sdpo import divergence
-from srpo_recipe.vocabulary import logits_at, student_statistics, teacher_statistics, top_ids
+from srpo_recipe.method.dw_sdpo import divergence
+from srpo_recipe.method.logits import top_ids
+from srpo_recipe.method.student_logits import student_statistics
+from srpo_recipe.method.teacher_logits import logits_at, teacher_statistics
 
 torch.set_num_threads(1)
 

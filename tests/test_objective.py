@@ -10,13 +10,16 @@ import pytest
 import torch
 from reference import objective as paper
 
-from srpo_recipe import vocabulary
-from srpo_recipe.dw_sdpo import confidence, divergence
-from srpo_recipe.ema import ema_distance, ema_update
-from srpo_recipe.grpo import clipped_policy_loss, group_advantages
-from srpo_recipe.loss import Totals, count_totals, routed_loss
-from srpo_recipe.route import ROUTE_RULES, has_correct_sibling, route_samples
-from srpo_recipe.vocabulary import output_layer_at, student_statistics, top_ids
+from srpo_recipe.method import teacher_logits as vocabulary
+from srpo_recipe.method.demonstrations import has_correct_sibling
+from srpo_recipe.method.dw_sdpo import confidence, divergence
+from srpo_recipe.method.ema import ema_distance, ema_update
+from srpo_recipe.method.grpo import clipped_policy_loss, group_advantages
+from srpo_recipe.method.logits import top_ids
+from srpo_recipe.method.loss import Totals, count_totals, routed_loss
+from srpo_recipe.method.route import ROUTE_RULES, route_samples
+from srpo_recipe.method.student_logits import student_statistics
+from srpo_recipe.method.teacher_logits import output_layer_at
 
 torch.set_num_threads(1)
 

@@ -96,7 +96,7 @@ def test_the_packages_and_their_files_are_found(python):
         + """
 import json
 from importlib import resources
-from srpo_recipe.tasks import sums
+from srpo_recipe.starter import sums
 assert pathlib.Path(sums.__file__).is_relative_to(HOME)
 files = resources.files("srpo_recipe")
 assert files.joinpath("agent_loops.yaml").is_file()
@@ -134,7 +134,7 @@ def test_the_config_composes_from_the_installed_package(python):
         FROM_WHEEL
         + """
 from hydra import compose, initialize_config_module
-from srpo_recipe.config import check
+from srpo_recipe.settings.schema import check
 with initialize_config_module("srpo_recipe_config", version_base=None):
     config = compose("srpo", overrides=["method=sdpo"])
 assert check(config).route == "sdpo"

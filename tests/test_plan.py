@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from srpo_recipe.compose import compose_config
 from srpo_recipe.plan import memory
 from srpo_recipe.plan.__main__ import main
 from srpo_recipe.plan.architecture import Architecture, describe_model
 from srpo_recipe.plan.memory import GIB
-from srpo_recipe.plan.report import Device, plan, recommended, scaled
+from srpo_recipe.plan.mends import Device, recommended
+from srpo_recipe.plan.plan import plan, scaled
 from srpo_recipe.plan.setup import Setup, from_config
 from srpo_recipe.plan.step import Expectation, composition, in_flight, spread
+from srpo_recipe.settings.compose import compose_config
 
 ROOT = Path(__file__).parent.parent
 GPU = Device(80e9, 6 * GIB, "80 GB")

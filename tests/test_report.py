@@ -6,9 +6,11 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from srpo_recipe import compare, report
-from srpo_recipe.config import SRPOConfig
-from srpo_recipe.metrics import FIRST_STEPS, JsonLines, StepLog, read_lines
+from srpo_recipe.records.metrics_file import JsonLines, read_lines
+from srpo_recipe.run import compare
+from srpo_recipe.run import summary as report
+from srpo_recipe.run.step_log import FIRST_STEPS, StepLog
+from srpo_recipe.settings.schema import SRPOConfig
 
 KEY = "val-core/sums/acc/mean@4"
 PNG = b"\x89PNG\r\n\x1a\n"

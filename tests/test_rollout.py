@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from transformers import AutoTokenizer
 
 import srpo_recipe
-from srpo_recipe.rollout import GroupWorker, _VerlWorker
+from srpo_recipe.training.group_rollout import GroupWorker, _VerlWorker
 
 TINY = Path(srpo_recipe.__file__).parent / "assets" / "tiny_qwen3"
 PROMPT = {
@@ -148,7 +148,7 @@ def test_a_loop_with_state_goes_verls_way(worker, monkeypatch):
 
 
 def test_workers_that_run_already_are_begun_and_what_they_raise_is_raised():
-    from srpo_recipe.rollout import GroupManager, _Running
+    from srpo_recipe.training.group_manager import GroupManager, _Running
 
     class Worker:
         """As a Ray handle: `begin.remote(...)` gives something to await."""

@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from srpo_recipe.route import ROUTE_RULES, choose_demonstrations, has_correct_sibling, route_samples
+from srpo_recipe.method.demonstrations import choose_demonstrations, has_correct_sibling
+from srpo_recipe.method.route import ROUTE_RULES, route_samples
 
 torch.set_num_threads(1)
 

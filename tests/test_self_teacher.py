@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from srpo_recipe.config import FEEDBACK_TEMPLATE, TEACHER_TEMPLATE
-from srpo_recipe.self_teacher import TeacherPromptBuilder, fill, strip_thinking
+from srpo_recipe.method.self_teacher import TeacherPromptBuilder, fill, strip_thinking
+from srpo_recipe.settings.schema import FEEDBACK_TEMPLATE, TEACHER_TEMPLATE
 
 ASSETS = Path(__file__).parent.parent / "srpo_recipe" / "assets" / "tiny_qwen3"
 # As Qwen3 writes it: thinking off means an empty thinking part after the assistant header.

@@ -58,7 +58,7 @@ class Job:
 
 STAND_IN = """#!/bin/bash
 case "$2" in
-    srpo_recipe.cluster) echo "export VERL_PLATFORM=cpu" ;;
+    srpo_recipe.run.cluster) echo "export VERL_PLATFORM=cpu" ;;
     srpo_recipe.main)
         printf '%s\\n' "${@:3}" > "$NOTES/start-${SLURM_RESTART_COUNT:-0}"
         [ -z "${SLURM_RESTART_COUNT:-}" ] || exit 0

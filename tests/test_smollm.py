@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from srpo_recipe.config import FEEDBACK_TEMPLATE, TEACHER_TEMPLATE
-from srpo_recipe.metrics import read_lines
-from srpo_recipe.models import smollm
-from srpo_recipe.self_teacher import TeacherPromptBuilder, fill
-from srpo_recipe.tasks import gym
+from srpo_recipe.method.self_teacher import TeacherPromptBuilder, fill
+from srpo_recipe.records.metrics_file import read_lines
+from srpo_recipe.settings.schema import FEEDBACK_TEMPLATE, TEACHER_TEMPLATE
+from srpo_recipe.starter import gym, smollm
 
 
 def installed(name: str) -> bool:
@@ -276,10 +275,10 @@ def check_tokenizer(model: Path) -> None:
 @pytest.mark.timeout(3000)
 def test_the_model_is_converted_and_trains_for_two_steps(tmp_path):
     model = tmp_path / "models" / "smollm2"
-    said = run("srpo_recipe.models.smollm", "--out", str(model), log=tmp_path / "convert.log")
+    said = run("srpo_recipe.starter.smollm", "--out", str(model), log=tmp_path / "convert.log")
     assert "98.4 MB, licence Apache-2.0" in said and "sha256 b179c952" in said
     assert [path.name for path in model.parent.iterdir()] == ["smollm2"]
-    again = run("srpo_recipe.models.smollm", "--out", str(model), log=tmp_path / "again.log")
+    again = run("srpo_recipe.starter.smollm", "--out", str(model), log=tmp_path / "again.log")
     assert "is there already" in again
     check_tokenizer(model)
 

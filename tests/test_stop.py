@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from srpo_recipe import stop
-from srpo_recipe.trainer import SRPOTrainer
+from srpo_recipe.run import stop
+from srpo_recipe.training.step import SRPOTrainer
 
 
 @pytest.fixture

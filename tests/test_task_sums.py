@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from srpo_recipe.tasks import sums
+from srpo_recipe.starter import sums
 
 MODEL = Path(sums.__file__).resolve().parents[1] / "assets" / "tiny_qwen3"
 
@@ -66,7 +66,7 @@ def test_files_hold_verl_rows_and_gold_solutions_score_one(tmp_path):
 def test_the_command_writes_the_same_bytes_twice(tmp_path):
     pytest.importorskip("pyarrow")
     for name in ("a", "b"):
-        command = [sys.executable, "-m", "srpo_recipe.tasks.sums", "--out", str(tmp_path / name)]
+        command = [sys.executable, "-m", "srpo_recipe.starter.sums", "--out", str(tmp_path / name)]
         subprocess.run(command + ["--train-size", "8", "--test-size", "4", "--seed", "7"], check=True, timeout=120)
     for name in ("train.parquet", "test.parquet"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -9,12 +9,14 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from srpo_recipe.config import check, describe
-from srpo_recipe.metrics import verification
+from srpo_recipe.run.routing_metrics import verification
+from srpo_recipe.settings.describe import describe
+from srpo_recipe.settings.rules import check
+from srpo_recipe.settings.wire import wire
+from srpo_recipe.training.reward import compute_score
 from srpo_recipe.verify import failures
 from srpo_recipe.verify.choice import WRONG
-from srpo_recipe.verify.reward import compute_score
-from srpo_recipe.verify.settings import VerifierConfig, wire
+from srpo_recipe.verify.settings import VerifierConfig
 
 USERS = str(Path(__file__).with_name("verifiers_of_users.py"))
 KEYS = {"score", "acc", "answer", "parsed", "truncated", "failure", "feedback"}
@@ -106,7 +108,7 @@ def test_a_task_of_its_own_is_left_alone():
     before = OmegaConf.to_container(config.reward)
     wire(config)
     assert OmegaConf.to_container(config.reward) == before
-    assert dict(describe(config, check(config)))["verifier"] == "pkg://srpo_recipe.tasks.sums"
+    assert dict(describe(config, check(config)))["verifier"] == "pkg://srpo_recipe.starter.sums"
 
 
 def test_a_named_verifier_becomes_the_reward_function(monkeypatch, tmp_path):
@@ -119,7 +121,7 @@ def test_a_named_verifier_becomes_the_reward_function(monkeypatch, tmp_path):
     assert shown["verifier"] == "mine.py:last_word, strict; at most 5 s"
     wire(config)
     custom = OmegaConf.to_container(config.reward.custom_reward_function)
-    assert (custom["path"], custom["name"]) == ("pkg://srpo_recipe.verify.reward", "compute_score")
+    assert (custom["path"], custom["name"]) == ("pkg://srpo_recipe.training.reward", "compute_score")
     assert custom["reward_kwargs"]["run_dir"] == "/runs/one" and custom["reward_kwargs"]["feedback"] is False
     assert custom["reward_kwargs"]["verifier"]["name"] == f"{tmp_path}/mine.py:last_word"
     assert custom["reward_kwargs"]["verifier"]["shaping"]["min_characters"] == 7

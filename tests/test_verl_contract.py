@@ -328,14 +328,14 @@ def test_nothing_in_the_list_is_unused():
 
 
 OURS = (
-    "srpo_recipe.trainer:SRPOTrainer",
-    "srpo_recipe.worker:RoutedEngine",
-    "srpo_recipe.worker:RoutedTrainingWorker",
-    "srpo_recipe.worker:SRPOWorker",
-    "srpo_recipe.rollout:SeededSingleTurnAgentLoop",
-    "srpo_recipe.rollout:GroupWorker",
-    "srpo_recipe.rollout:GroupManager",
-    "srpo_recipe.runner:SRPOTaskRunner.__ray_metadata__.modified_class",
+    "srpo_recipe.training.step:SRPOTrainer",
+    "srpo_recipe.training.worker:RoutedEngine",
+    "srpo_recipe.training.worker:RoutedTrainingWorker",
+    "srpo_recipe.training.worker:SRPOWorker",
+    "srpo_recipe.training.agent_loop:SeededSingleTurnAgentLoop",
+    "srpo_recipe.training.group_rollout:GroupWorker",
+    "srpo_recipe.training.group_manager:GroupManager",
+    "srpo_recipe.training.runner:SRPOTaskRunner.__ray_metadata__.modified_class",
 )
 
 
@@ -429,18 +429,19 @@ def test_the_plugin_registers_the_method_and_may_be_imported_again():
 import importlib, sys
 import verl
 assert "srpo_recipe.plugin" in sys.modules, "verl did not load the plugin"
-assert "srpo_recipe.trainer" not in sys.modules and "srpo_recipe.worker" not in sys.modules, "importing verl is slow"
+assert not {"srpo_recipe.training.step", "srpo_recipe.training.worker"} & set(sys.modules), "importing verl is slow"
 from srpo_recipe import plugin
+from srpo_recipe.training.register import register_method
 plugin.assert_discovered()
-plugin.register_method()
+register_method()
 importlib.reload(plugin)
-plugin.register_method()
+register_method()
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
 from verl.trainer.ppo.v1 import get_trainer_cls
 from verl.workers.engine.base import EngineRegistry
-from srpo_recipe import trainer, worker
-assert get_trainer_cls("srpo") is trainer.SRPOTrainer
-assert get_adv_estimator_fn("srpo") is trainer.srpo_advantage
+from srpo_recipe.training import step, worker
+assert get_trainer_cls("srpo") is step.SRPOTrainer
+assert get_adv_estimator_fn("srpo") is step.srpo_advantage
 assert get_policy_loss_fn("srpo") is worker.srpo_policy_loss
 assert EngineRegistry.get_engine_cls(worker.MODEL_TYPE, "fsdp2") is worker.RoutedEngine
 assert EngineRegistry.get_engine_cls("language_model", "fsdp2") is not worker.RoutedEngine, "verl's own engine is replaced"
@@ -466,12 +467,12 @@ def test_a_plugin_that_verl_would_not_load_is_refused(monkeypatch, allowed, foun
 
 def test_a_name_taken_by_another_package_is_an_error():
     code = """
-from srpo_recipe import plugin
-plugin.register_method()
+from srpo_recipe.training.register import register_method
+register_method()
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 POLICY_LOSS_REGISTRY["srpo"] = print
 try:
-    plugin.register_method()
+    register_method()
 except RuntimeError as error:
     assert "another package registered itself with verl under the name srpo" in str(error)
     print("refused")

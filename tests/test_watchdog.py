@@ -14,19 +14,12 @@ import pytest
 from ray.core.generated import common_pb2
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from srpo_recipe import watchdog
-from srpo_recipe.watchdog import (
-    Server,
-    SyncWatch,
-    answers,
-    compose,
-    dead_actors,
-    ended_clearly,
-    engine_error,
-    first_error,
-    last_words,
-    plain,
-)
+from srpo_recipe.training.watch import actors, driver, logs, sync_watch
+from srpo_recipe.training.watch.actors import Server, answers, dead_actors, engine_error
+from srpo_recipe.training.watch.driver import ended_clearly
+from srpo_recipe.training.watch.logs import last_words
+from srpo_recipe.training.watch.report import compose, first_error, plain
+from srpo_recipe.training.watch.sync_watch import SyncWatch
 
 OWNER = {"IPAddress": "10.0.0.1", "Port": 7}
 
@@ -58,9 +51,9 @@ def fake_ray(monkeypatch):
             raise answer.value
         return answer.value
 
-    monkeypatch.setattr(watchdog, "ray", SimpleNamespace(wait=wait, get=get))
-    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0.05)
-    monkeypatch.setattr(watchdog.SyncWatch, "_watch", lambda self: None)
+    monkeypatch.setattr(actors, "ray", SimpleNamespace(wait=wait, get=get))
+    monkeypatch.setattr(sync_watch, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(sync_watch.SyncWatch, "_watch", lambda self: None)
 
 
 def handle(answer):
@@ -111,10 +104,10 @@ def test_first_death_is_the_cause():
 
 def test_last_words_of_a_log():
     noise = [f"INFO {number}" for number in range(100)]
-    assert last_words(noise) == noise[-watchdog.QUIET_LINES :]
+    assert last_words(noise) == noise[-logs.QUIET_LINES :]
     trace = ["(EngineCore) ERROR boom", "(EngineCore) ERROR   at x"]
     assert last_words([*noise, *trace, ":actor_name:x", "", "INFO end"]) == [*trace, "INFO end"]
-    assert len(last_words([*noise, trace[0], *noise])) == watchdog.LOG_LINES
+    assert len(last_words([*noise, trace[0], *noise])) == logs.LOG_LINES
 
 
 def test_first_error_of_a_chain():
@@ -160,10 +153,10 @@ def test_server_answers(fake_ray):
 
 
 def test_a_busy_server_that_talks_http_is_alive(fake_ray, monkeypatch):
-    monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(actors, "POLL_SECONDS", 0.01)
     server = Server(handle(Answer()), "host:1")
     for talks in (True, False):
-        monkeypatch.setattr(watchdog, "answers", lambda address, talks=talks: talks)
+        monkeypatch.setattr(actors, "answers", lambda address, talks=talks: talks)
         server.heard = before = time.monotonic() - 60
         assert server.dead() is None
         assert (server.heard > before) == talks
@@ -187,9 +180,9 @@ def test_any_http_answer_is_a_sign_of_life():
 
 
 def test_driver_shows_the_report_and_not_an_old_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(watchdog, "ray", SimpleNamespace(shutdown=lambda: print("shut down")))
+    monkeypatch.setattr(driver, "ray", SimpleNamespace(shutdown=lambda: print("shut down")))
     stored = [None]
-    monkeypatch.setattr(watchdog, "reported", lambda: stored[0])
+    monkeypatch.setattr(driver, "reported", lambda: stored[0])
     path = tmp_path / "failure.txt"
 
     path.write_text("old")
@@ -214,7 +207,7 @@ def test_driver_shows_the_report_and_not_an_old_one(tmp_path, monkeypatch, capsy
 
 def test_driver_reads_the_text_of_a_remote_error():
     error = RayTaskError("f", "Traceback\nValueError: far away", ValueError("far away")).as_instanceof_cause()
-    assert "ValueError: far away" in watchdog._cause(error)
+    assert "ValueError: far away" in driver._cause(error)
 
 
 # -------------------------------------------------------------------------------------------------- the worker's side

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from srpo_recipe.data.files import sha256
 from srpo_recipe.data.formats import Example, fill
 from srpo_recipe.data.problems import BadRow, Refused, shown
+from srpo_recipe.records.files import sha256
 from srpo_recipe.verify import Verdict, Verifier
 from srpo_recipe.verify.pool import VerifierPool
 from srpo_recipe.verify.settings import VerifierConfig

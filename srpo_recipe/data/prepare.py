@@ -8,12 +8,12 @@ from typing import Any
 
 from srpo_recipe.data import manifest as manifests
 from srpo_recipe.data.checks import Checks, Tokens, TooLong, gold_response, gold_verifier
-from srpo_recipe.data.files import sha256, whole_folder, write_parquet
 from srpo_recipe.data.formats import Converter, Example
 from srpo_recipe.data.manifest import SplitSummary
 from srpo_recipe.data.problems import BadRow, Problem, Refused
 from srpo_recipe.data.sources import Entry
 from srpo_recipe.data.tasks import SPLITS, TASKS
+from srpo_recipe.records.files import sha256, whole_folder, write_parquet
 
 # Test rows that are also in train and get a note each; the manifest has all of them.
 OVERLAP_NAMED = 5

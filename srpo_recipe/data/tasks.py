@@ -131,3 +131,10 @@ TASKS: dict[str, Task] = {
         Hub("math-ai/minervamath", "ee46ddc498933b1977577953250ca5c66be64f96", "test.jsonl", problem="question"),
     ),
 }
+
+
+def verifier_of(task: str) -> str:
+    """The verifier of a benchmark task; any other name is a verifier's own."""
+    from srpo_recipe.data.tasks import TASKS
+
+    return TASKS[task].verifier if task in TASKS else task

@@ -48,8 +48,8 @@ def compose_case(overrides: list[str], ports: list[int]) -> Case:
     try:
         from omegaconf import OmegaConf
 
-        from srpo_recipe.compose import compose_config
-        from srpo_recipe.config import check
+        from srpo_recipe.settings.compose import compose_config
+        from srpo_recipe.settings.rules import check
 
         found = compose_config(overrides)
         OmegaConf.resolve(found)

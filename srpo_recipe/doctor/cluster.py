@@ -8,7 +8,9 @@ from srpo_recipe.doctor.check import FAIL, WARN, Answer, Case, ok
 
 HEAD_PORT, DASHBOARD_PORT = 6379, 8265  # Ray's own
 SECONDS = 10
-TOKEN = "set RAY_AUTH_MODE=token, with the head's ~/.ray/auth_token here or in RAY_AUTH_TOKEN (the launchers set the mode)"
+TOKEN = (
+    "set RAY_AUTH_MODE=token, with the head's ~/.ray/auth_token here or in RAY_AUTH_TOKEN (the launchers set the mode)"
+)
 
 
 def ports(case: Case) -> Answer:

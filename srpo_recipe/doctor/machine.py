@@ -62,8 +62,8 @@ def _driver() -> str:
 
 def device_memory(case: Case) -> Answer:
     """The planner's verdict for the device that is here (80 GB where it is not)."""
-    from srpo_recipe.plan.__main__ import device_of
-    from srpo_recipe.plan.report import plan
+    from srpo_recipe.plan.device import device_of
+    from srpo_recipe.plan.plan import plan
     from srpo_recipe.plan.step import Expectation
 
     arch, setup = planned(case)

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from srpo_recipe import export
-from srpo_recipe.data.files import sha256
+from srpo_recipe.records.files import sha256
 
 # Of a repository on the hub: weights, configuration, tokenizer, chat template.
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from srpo_recipe.eval.estimators import Estimate, Samples, estimate
-from srpo_recipe.eval.store import write_whole
+from srpo_recipe.records.files import write_whole
 
 TOO_LONG = "prompt_too_long"
 COLUMNS = ["task", "questions", "k", "avg@k", "pass@k", "maj@k", "truncated", "unparsed"]
@@ -119,7 +119,7 @@ def _cell(one: dict[str, float] | None) -> str:
 
 def draw(tasks: dict[str, Any], path: Path) -> None:
     """pass@k against k, a line and a band for each task."""
-    from srpo_recipe.report import _pyplot
+    from srpo_recipe.records.figures import _pyplot
 
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(6, 4.5))

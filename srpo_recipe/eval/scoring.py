@@ -15,8 +15,8 @@ from srpo_recipe.verify.settings import VerifierConfig
 
 # Tasks with a reward function of their own, in verl's signature. A data_source belongs to the row that it begins with.
 REWARDS = {
-    "sums": "srpo_recipe.tasks.sums:compute_score",
-    "reasoning_gym/": "srpo_recipe.tasks.gym:compute_score",
+    "sums": "srpo_recipe.starter.sums:compute_score",
+    "reasoning_gym/": "srpo_recipe.starter.gym:compute_score",
 }
 
 

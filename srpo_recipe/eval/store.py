@@ -11,17 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from srpo_recipe.records.files import write_whole
+
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it: it appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class Store:

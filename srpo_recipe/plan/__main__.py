@@ -4,35 +4,14 @@ import argparse
 import json
 import sys
 
-from srpo_recipe.compose import compose_config
-from srpo_recipe.config import check
 from srpo_recipe.plan.architecture import describe_model
-from srpo_recipe.plan.memory import GIB
-from srpo_recipe.plan.report import Device, plan
-from srpo_recipe.plan.setup import Setup, from_config
+from srpo_recipe.plan.device import RESERVE, device_of
+from srpo_recipe.plan.plan import plan
+from srpo_recipe.plan.setup import from_config
 from srpo_recipe.plan.show import picture, text
 from srpo_recipe.plan.step import Expectation
-
-# GiB a rank for what is not planned. On a CPU: libraries, vLLM's server and Ray, from whole runs (docs/planning.md). On a GPU an
-# assumption: two CUDA contexts, NCCL's buffers, vLLM's graphs, what the allocator cannot use again.
-RESERVE = 6.0
-
-
-def device_of(setup: Setup, gigabytes: float | None, reserve: float | None) -> Device:
-    """The memory of one rank: as given; what this machine has; 80 GB where a GPU is asked for and none is here."""
-    kept = RESERVE if reserve is None else reserve
-    if gigabytes is not None:
-        return Device(gigabytes * GIB, kept * GIB, "--memory")
-    if setup.on_cpu:
-        with open("/proc/meminfo") as lines:
-            total = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal"))
-        return Device(total / setup.per_node, kept * GIB, "this machine's memory over its ranks")
-    import torch
-
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        return Device(properties.total_memory, kept * GIB, f"this machine's {properties.name}")
-    return Device(80e9, kept * GIB, "80 GB assumed: no GPU is here")
+from srpo_recipe.settings.compose import compose_config
+from srpo_recipe.settings.rules import check
 
 
 def main(arguments: list[str] | None = None) -> int:

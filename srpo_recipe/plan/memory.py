@@ -49,7 +49,7 @@ def activations(arch: Architecture, setup: Setup, tokens: int) -> tuple[float, f
 
 
 def buffers(arch: Architecture, setup: Setup, count: int) -> float:
-    """fp32 buffers in which logits are read (vocabulary.py). One holds tokens of one response at most."""
+    """fp32 buffers in which logits are read (method/logits.py). One holds tokens of one response at most."""
     return count * min(setup.chunk_megabytes * 2**20, setup.response * arch.vocabulary * FP32)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from srpo_recipe.config import read
+from srpo_recipe.settings.read import read
 
 _BYTES = {"fp32": 4, "float32": 4, "float": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "half": 2}
 
@@ -138,7 +138,7 @@ def from_config(config: DictConfig) -> Setup:
             rollout.log_prob_max_token_len_per_gpu,
             rollout.log_prob_micro_batch_size_per_gpu,
         ),
-        # the trainer raises the budget to the longest row (trainer.py, _run_self_teacher)
+        # the trainer raises the budget to the longest row (training/step.py, _run_self_teacher)
         teacher_limit=max(ref.log_prob_max_token_len_per_gpu, teacher_row),
         chunk_megabytes=settings.chunk_megabytes,
         prompt=config.data.max_prompt_length,

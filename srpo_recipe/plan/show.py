@@ -6,7 +6,8 @@ from typing import Any
 from srpo_recipe.plan import memory
 from srpo_recipe.plan.architecture import Architecture
 from srpo_recipe.plan.memory import GIB
-from srpo_recipe.plan.report import WORLDS, Device, scaled
+from srpo_recipe.plan.mends import Device
+from srpo_recipe.plan.plan import WORLDS, scaled
 from srpo_recipe.plan.setup import Setup
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from srpo_recipe.data.tasks import verifier_of
 from srpo_recipe.verify import MODES, VERIFIERS, Verdict
 from srpo_recipe.verify.contract import violations
 from srpo_recipe.verify.pool import VerifierPool
@@ -38,13 +39,6 @@ def read(path: Path) -> Iterator[tuple[int, str, str]]:
                 if not isinstance(row, dict) or not isinstance(row.get(key), str):
                     raise ValueError(f"{path}:{line}: the key {key!r} has to hold text")
             yield line, row["response"], row["ground_truth"]
-
-
-def verifier_of(task: str) -> str:
-    """The verifier of a benchmark task; any other name is a verifier's own."""
-    from srpo_recipe.data.tasks import TASKS
-
-    return TASKS[task].verifier if task in TASKS else task
 
 
 def score(pool: VerifierPool, path: Path, feedback: bool) -> dict[str, float]:

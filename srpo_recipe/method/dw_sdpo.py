@@ -1,0 +1,53 @@
+"""Dynamically weighted self-distillation: the token-level correction of the SDPO branch (paper, sections 2.2, 3.2, 3.3).
+
+Student S and self-teacher T are compared over K + 1 bins: the K ids that the student likes best and one tail bin with the
+rest of the mass. The ids are the student's; the teacher's probabilities are gathered at them.
+
+    M = (1 - alpha) S + alpha T        l = (1 - alpha) KL(S || M) + alpha KL(T || M)        (alpha in (0, 1))
+    alpha = 0: KL(T || S)              alpha = 1: KL(S || T)
+    the teacher's tail log-mass = log(-expm1(logsumexp(log-probabilities of the K ids)))
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+# log(1 - mass) is finite only below mass 1; one fp32 ulp under it keeps the tail at about exp(-16).
+_LARGEST_LOG_MASS = -torch.finfo(torch.float32).eps
+
+
+def _with_tail(log_probs_NK: Tensor) -> Tensor:
+    """Append the tail bin: [N, K] -> [N, K + 1] log-masses that sum to 1."""
+    top_mass = torch.logsumexp(log_probs_NK, dim=-1, keepdim=True).clamp(max=_LARGEST_LOG_MASS)
+    return torch.cat([log_probs_NK, torch.log(-torch.expm1(top_mass))], dim=-1)
+
+
+def _kl(logp: Tensor, logq: Tensor) -> Tensor:
+    return (logp.exp() * (logp - logq)).sum(-1)
+
+
+def divergence(student_NB: Tensor, teacher_log_probs_NK: Tensor, alpha: float = 0.5) -> Tensor:
+    """l_sdpo of each token over K + 1 bins (paper, section 2.2 and hyper-parameter table: Jensen-Shannon, alpha = 0.5).
+
+    student_NB: float32 [N, K + 1] log-masses from `vocabulary.student_statistics`, the only argument that the gradient flows
+    into; teacher_log_probs_NK: float32 [N, K] from `vocabulary.TeacherStatistics` at the same ids. Returns float32 [N], in
+    nats, 0 where student and teacher agree. Raises ValueError for alpha outside [0, 1].
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+    teacher_NB = _with_tail(teacher_log_probs_NK.detach().float())
+    if alpha == 0.0:
+        return _kl(teacher_NB, student_NB)
+    if alpha == 1.0:
+        return _kl(student_NB, teacher_NB)
+    mixture_NB = torch.logaddexp(student_NB + math.log1p(-alpha), teacher_NB + math.log(alpha))
+    return (1.0 - alpha) * _kl(student_NB, mixture_NB) + alpha * _kl(teacher_NB, mixture_NB)
+
+
+def confidence(entropy_T: Tensor, beta: float = 1.0) -> Tensor:
+    """w~ = exp(-beta H) (paper, section 3.2), before it is divided by its mean over the mini-batch.
+
+    entropy_T: the teacher's entropy in nats, any shape. beta = 0 gives 1 everywhere: plain SDPO.
+    """
+    return torch.exp(-beta * entropy_T)

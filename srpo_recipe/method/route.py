@@ -1,0 +1,79 @@
+"""Which signal each rollout learns from (paper, section 3.1; Figure 1b for the one-sided ablations).
+
+With c_i = 1[r_i >= threshold] and m_i = 1[a correct sibling j != i of the same prompt exists], SRPO sends
+
+    z_sdpo_i = (1 - c_i) * m_i        z_grpo_i = 1 - z_sdpo_i
+
+Every method of this package is a row of `_RULES`: it maps (c_i, m_i) to two non-negative weights, one for the
+policy-gradient part of the loss and one for the distillation part. Nothing else tells the methods apart.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Route:
+    """Weights of the two parts of the loss.
+
+    policy_B: float32 [B], weight of the clipped policy-gradient part; distill_B: float32 [B], weight of the
+    self-distillation part. A row with both at 0 adds no loss and is not counted in the denominator.
+    """
+
+    policy_B: Tensor
+    distill_B: Tensor
+
+
+RouteRule = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
+def _grpo(correct_B: Tensor, teacher_B: Tensor, mix: float) -> tuple[Tensor, Tensor]:
+    return torch.ones_like(correct_B), torch.zeros_like(correct_B)
+
+
+def _sdpo(correct_B: Tensor, teacher_B: Tensor, mix: float) -> tuple[Tensor, Tensor]:
+    return torch.zeros_like(correct_B), teacher_B
+
+
+def _srpo(correct_B: Tensor, teacher_B: Tensor, mix: float) -> tuple[Tensor, Tensor]:
+    distill_B = ~correct_B & teacher_B
+    return ~distill_B, distill_B
+
+
+def _advantage_mix(correct_B: Tensor, teacher_B: Tensor, mix: float) -> tuple[Tensor, Tensor]:
+    return torch.full_like(correct_B, mix, dtype=torch.float32), teacher_B.float() * (1.0 - mix)
+
+
+def _sdpo_incorrect_only(correct_B: Tensor, teacher_B: Tensor, mix: float) -> tuple[Tensor, Tensor]:
+    return torch.zeros_like(correct_B), ~correct_B & teacher_B
+
+
+def _sdpo_correct_only(correct_B: Tensor, teacher_B: Tensor, mix: float) -> tuple[Tensor, Tensor]:
+    return torch.zeros_like(correct_B), correct_B & teacher_B
+
+
+_RULES: dict[str, RouteRule] = {
+    "grpo": _grpo,
+    "sdpo": _sdpo,
+    "srpo": _srpo,
+    "advantage_mix": _advantage_mix,
+    "sdpo_incorrect_only": _sdpo_incorrect_only,
+    "sdpo_correct_only": _sdpo_correct_only,
+}
+ROUTE_RULES = tuple(_RULES)
+
+
+def route_samples(rule: str, correct_B: Tensor, teacher_B: Tensor, mix: float = 0.9) -> Route:
+    """Apply one rule of the routing table.
+
+    rule: one of ROUTE_RULES. correct_B: bool [B], c_i. teacher_B: bool [B], m_i, or whatever else makes a teacher
+    available (environment feedback). mix: lambda of Advantage Mix, used by that rule alone.
+    Raises ValueError for an unknown rule.
+    """
+    if rule not in _RULES:
+        raise ValueError(f"unknown route rule {rule!r}; choose one of {', '.join(ROUTE_RULES)}")
+    policy_B, distill_B = _RULES[rule](correct_B.bool(), teacher_B.bool(), mix)
+    return Route(policy_B=policy_B.float(), distill_B=distill_B.float())

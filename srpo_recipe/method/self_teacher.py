@@ -1,0 +1,132 @@
+"""The self-teacher's prompt: the student's own prompt, enriched with what the student does not see (paper, section 3.2).
+
+The teacher is the student's EMA. It generates nothing: it re-scores the student's response under this prompt. A demonstration
+is text that the model wrote, so nothing in it is trusted: control tokens in it are encoded as plain text, braces and template
+marks are left alone, and it can be shortened but never pushes out the closing instruction or the assistant header.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+THINK_SPAN = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+THINK_HEAD = re.compile(r"^.*?</think>\s*", re.DOTALL)  # the chat template may have opened the span in the prompt
+FIELD = re.compile(r"\{(prompt|demonstration|feedback)\}")
+_MARK = "SRPOUSERTURN{}MARK"
+
+
+def strip_thinking(text: str) -> str:
+    """Remove every `<think>...</think>` part of a response, also one that the prompt had opened."""
+    text = THINK_SPAN.sub("", text)
+    return THINK_HEAD.sub("", text) if "</think>" in text else text
+
+
+def fill(template: str, **fields: str) -> str:
+    """Replace `{prompt}`, `{demonstration}` and `{feedback}` in one pass, so that braces inside the values survive."""
+    return FIELD.sub(lambda match: fields[match.group(1)], template)
+
+
+@dataclass(frozen=True)
+class TeacherPrompt:
+    """Token ids of one teacher prompt, and whether the demonstration had to be cut to fit."""
+
+    ids: list[int]
+    shortened: bool
+
+
+class TeacherPromptBuilder:
+    """Builds teacher prompts with a model's own tokenizer and chat template.
+
+    tokenizer: a fast Hugging Face tokenizer with a chat template. template, feedback_template: user turns with the fields
+    `{prompt}`, `{demonstration}` and `{feedback}`. max_tokens: budget of the whole prompt, assistant header included.
+    chat_options: the keyword arguments that the student's prompt is rendered with (thinking switched off, for instance).
+    """
+
+    def __init__(
+        self, tokenizer: Any, template: str, feedback_template: str, max_tokens: int, chat_options: dict | None = None
+    ):
+        self.tokenizer = tokenizer
+        self.template = template
+        self.feedback_template = feedback_template
+        self.max_tokens = max_tokens
+        self.chat_options = dict(chat_options or {})
+        self._special_ids = set(tokenizer.all_special_ids)
+        self._frames: dict[str, tuple[list[int], list[int]]] = {}
+
+    def demonstration(self, response_ids: Sequence[int]) -> str:
+        """Text of a sibling's response: without the end-of-turn tokens that closed it, without its thinking part."""
+        ids = list(response_ids)
+        while ids and ids[-1] in self._special_ids:
+            ids.pop()
+        return strip_thinking(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def build(
+        self, messages: Sequence[dict], demonstration: str | None, feedback: str | None = None
+    ) -> TeacherPrompt | None:
+        """Teacher prompt for one rollout, or None when not even an empty demonstration fits into max_tokens.
+
+        messages: the student's chat; earlier turns (a system prompt) are kept, the last, which must be the user's, is
+        rewritten. demonstration: from `demonstration`, None when only feedback is shown. feedback: the verifier's text.
+        A demonstration that does not fit loses its beginning: the answer stands at its end. Raises ValueError for a chat
+        whose last turn is not a text turn of the user.
+        """
+        turn = dict(messages[-1])
+        if turn.get("role") != "user" or not isinstance(turn.get("content"), str):
+            raise ValueError(f"the last message must be a text turn of the user, got {turn!r}")
+        head, tail = self._frame([*messages[:-1], turn])
+        room = self.max_tokens - len(head) - len(tail)
+
+        def user_turn(shown: str) -> list[int]:
+            return self._plain(self._user_text(turn["content"], shown if demonstration is not None else None, feedback))
+
+        content = user_turn(demonstration or "")
+        if len(content) <= room:
+            return TeacherPrompt([*head, *content, *tail], shortened=False)
+        if demonstration is None or len(user_turn("")) > room:
+            return None
+        kept = self._longest_suffix(demonstration, lambda text: len(user_turn(text)) <= room)
+        return TeacherPrompt([*head, *user_turn(kept), *tail], shortened=True)
+
+    def _user_text(self, prompt: str, demonstration: str | None, feedback: str | None) -> str:
+        if demonstration is None:
+            return fill(self.feedback_template, prompt=prompt, feedback=feedback or "", demonstration="")
+        text = demonstration if not feedback else f"{demonstration}\n\n{feedback}"
+        return fill(self.template, prompt=prompt, demonstration=text, feedback=feedback or "")
+
+    def _plain(self, text: str) -> list[int]:
+        """Encode text so that no part of it becomes a control token."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def _frame(self, messages: list[dict]) -> tuple[list[int], list[int]]:
+        """Token ids before and after the last user turn, as the chat template writes them."""
+        earlier = repr(messages[:-1])
+        if earlier not in self._frames:
+            mark = _MARK.format(len(earlier))
+            rendered = self.tokenizer.apply_chat_template(
+                [*messages[:-1], {"role": "user", "content": mark}],
+                add_generation_prompt=True,
+                tokenize=False,
+                **self.chat_options,
+            )
+            if rendered.count(mark) != 1:
+                raise ValueError("the chat template must write the user's turn exactly once")
+            head, tail = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in rendered.split(mark))
+            self._frames[earlier] = (head, tail)
+        return self._frames[earlier]
+
+    @staticmethod
+    def _longest_suffix(text: str, fits: Callable[[str], bool]) -> str:
+        """Longest end of the text for which `fits` holds, by bisection over the characters."""
+        low, high = 0, len(text)  # text[high:] fits, text[low:] may not
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(text[middle:]) else (middle + 1, high)
+        return text[high:]
+
+
+def with_system_prompt(messages: list[dict], system_prompt: str | None) -> list[dict]:
+    """Prepend a system turn to a chat that has none; None leaves every chat as it is."""
+    if system_prompt is None or messages[0].get("role") == "system":
+        return messages
+    return [{"role": "system", "content": system_prompt}, *messages]

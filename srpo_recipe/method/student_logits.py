@@ -1,0 +1,126 @@
+"""The pass over the student's logits, and the one gradient that goes back into them."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from srpo_recipe.method.logits import Spans, _pieces, _Softmax, count
+
+# A tail lighter than one fp32 ulp is held at it, as a constant.
+LEAST_TAIL = math.log(torch.finfo(torch.float32).eps)
+
+
+def student_statistics(
+    logits_TV: Tensor,
+    labels_N: Tensor,
+    ids_MK: Tensor,
+    spans: Spans | None = None,
+    distilled: Sequence[bool] | None = None,
+    temperature: float = 1.0,
+    chunk_tokens: int = 64,
+    overwrite_logits: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """What the loss needs of the student, and the gradient back into its logits: one pass each.
+
+    logits_TV: [T, V] of the actor's forward pass, the only argument that the gradient flows into; labels_N: int64 [N], the
+    token that was sampled after each; distilled: for each span, whether its tokens take the distillation part (default
+    all); ids_MK: int64 [M, K], the student's top ids of the M distilled tokens. overwrite_logits: write the gradient over the
+    logits; for logits that nothing else reads after the forward pass.
+
+    Returns (float32 [N] log-probability of each label, float32 [M, K + 1] log-masses of the bins: the K ids, then the tail).
+    """
+    spans = ((0, logits_TV.shape[0]),) if spans is None else tuple(spans)
+    distilled = (True,) * len(spans) if distilled is None else tuple(distilled)
+    if len(distilled) != len(spans):
+        raise ValueError(f"distilled has {len(distilled)} entries for {len(spans)} spans")
+    wanted = sum(stop - start for (start, stop), taken in zip(spans, distilled, strict=True) if taken)
+    if labels_N.shape[0] != count(logits_TV, spans) or ids_MK.shape[0] != wanted:
+        raise ValueError(
+            f"spans of {count(logits_TV, spans)} tokens, {wanted} of them distilled, came with "
+            f"{labels_N.shape[0]} labels and {ids_MK.shape[0]} rows of ids"
+        )
+    return _StudentStatistics.apply(
+        logits_TV, labels_N, ids_MK, spans, distilled, temperature, chunk_tokens, overwrite_logits
+    )
+
+
+def _student_pieces(logits_TV: Tensor, spans: Spans, distilled: Sequence[bool], chunk_tokens: int):
+    """(place among N, place among M or None, rows) of each piece."""
+    done_N = done_M = 0
+    for span, taken in zip(spans, distilled, strict=True):
+        for part, piece_CV in _pieces(logits_TV, [span], chunk_tokens):
+            place_N = slice(done_N + part.start, done_N + part.stop)
+            yield place_N, slice(done_M + part.start, done_M + part.stop) if taken else None, piece_CV
+        done_N += span[1] - span[0]
+        done_M += (span[1] - span[0]) * taken
+
+
+class _StudentStatistics(torch.autograd.Function):
+    """With g the gradient of a label's log-probability, a those of the bins' log-masses s, and A = sum_b a_b:
+
+        d/dz_v = a_v - p_v (A + g)                   for the K ids
+                 p_v (a_tail / s_tail - A - g)       for the others; a tail on its floor is a constant
+                 + g                                 at the label
+
+    The tail is summed over the other ids themselves, not as 1 - top-k, so that it is exact to fp32 however peaked p is.
+    """
+
+    @staticmethod
+    def forward(ctx, logits_TV, labels_N, ids_MK, spans, distilled, temperature, chunk_tokens, overwrite_logits):
+        log_prob_N = torch.empty(labels_N.shape, dtype=torch.float32, device=logits_TV.device)
+        log_mass_MB = log_prob_N.new_empty((ids_MK.shape[0], ids_MK.shape[1] + 1))
+        softmax = _Softmax(logits_TV, temperature, chunk_tokens)
+        for place_N, place_M, piece_CV in _student_pieces(logits_TV, spans, distilled, chunk_tokens):
+            scaled_CV = softmax.load(piece_CV)
+            probability_CV, log_sum_C1 = softmax(scaled_CV)
+            log_prob_N[place_N] = (scaled_CV.gather(-1, labels_N[place_N].unsqueeze(-1)) - log_sum_C1).squeeze(-1)
+            if place_M is not None:
+                log_mass_MB[place_M, :-1] = scaled_CV.gather(-1, ids_MK[place_M]) - log_sum_C1
+                log_mass_MB[place_M, -1] = probability_CV.scatter_(-1, ids_MK[place_M], 0.0).sum(-1).log()
+        tail_is_live_M1 = log_mass_MB[:, -1:] > LEAST_TAIL
+        log_mass_MB[:, -1].clamp_(min=LEAST_TAIL)
+        ctx.save_for_backward(logits_TV, labels_N, ids_MK, log_mass_MB, tail_is_live_M1)
+        ctx.options = spans, distilled, temperature, chunk_tokens, overwrite_logits
+        return log_prob_N, log_mass_MB
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_N, grad_MB):
+        logits_TV, labels_N, ids_MK, log_mass_MB, tail_is_live_M1 = ctx.saved_tensors
+        spans, distilled, temperature, chunk_tokens, overwrite_logits = ctx.options
+        grad_N1 = grad_N.unsqueeze(-1) / temperature
+        tail_M1 = torch.where(tail_is_live_M1, grad_MB[:, -1:], 0.0)
+        total_M1 = grad_MB[:, :-1].sum(-1, keepdim=True) + tail_M1
+        tail_M1 = (tail_M1 / log_mass_MB[:, -1:].exp() - total_M1) / temperature
+        softmax = _Softmax(logits_TV, temperature, chunk_tokens)
+        target_TV = logits_TV if overwrite_logits else torch.zeros_like(logits_TV)
+        targets = _student_pieces(target_TV, spans, distilled, chunk_tokens)
+        for (place_N, place_M, piece_CV), (_, _, target_CV) in zip(
+            _student_pieces(logits_TV, spans, distilled, chunk_tokens), targets, strict=True
+        ):
+            probability_CV = torch.softmax(softmax.load(piece_CV), dim=-1, out=softmax.probability[: len(piece_CV)])
+            g_C1 = grad_N1[place_N]
+            if place_M is None:
+                grad_CV = probability_CV.mul_(-g_C1)
+            else:
+                ids_CK = ids_MK[place_M]
+                at_ids_CK = grad_MB[place_M, :-1] / temperature
+                at_ids_CK = at_ids_CK - probability_CV.gather(-1, ids_CK) * (total_M1[place_M] / temperature + g_C1)
+                grad_CV = probability_CV.mul_(tail_M1[place_M] - g_C1).scatter_(-1, ids_CK, at_ids_CK)
+            target_CV.copy_(grad_CV.scatter_add_(-1, labels_N[place_N].unsqueeze(-1), g_C1))
+        if overwrite_logits:
+            for start, stop in _gaps(spans, logits_TV.shape[0]):
+                logits_TV[start:stop].zero_()
+        return target_TV, None, None, None, None, None, None, None
+
+
+def _gaps(spans: Spans, total: int) -> Iterator[tuple[int, int]]:
+    """The rows that lie in no span."""
+    last = 0
+    for start, stop in (*spans, (total, total)):
+        if start > last:
+            yield last, start
+        last = stop

@@ -1,0 +1,82 @@
+"""The passes over the self-teacher's logits: what normalises them, their entropy, their values at the student's ids."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from srpo_recipe.method.logits import Spans, _pieces, _Softmax, count
+
+# exp() of anything below is 0 in fp32, while 0 times it is still 0, which 0 times -inf is not.
+_LEAST_SHIFTED = -1e4
+# Gathering K rows of the output layer's weight for a token moves them through memory; making all V logits is arithmetic, which
+# machines have a hundred times more of.
+_DENSE = 100
+
+
+class TeacherStatistics(NamedTuple):
+    """What normalises the self-teacher's logits z, for each of N tokens: the largest z, log sum exp(z - largest), entropy."""
+
+    largest_N: Tensor
+    log_sum_N: Tensor
+    entropy_N: Tensor
+
+    def log_probs(self, logits_NK: Tensor) -> Tensor:
+        """Log-probabilities [N, K] of words whose logits (fp32, over the temperature) are given."""
+        return logits_NK - self.largest_N.unsqueeze(-1) - self.log_sum_N.unsqueeze(-1)
+
+
+@torch.no_grad()
+def teacher_statistics(
+    logits_TV: Tensor, spans: Spans | None = None, temperature: float = 1.0, chunk_tokens: int = 64
+) -> TeacherStatistics:
+    """What the loss needs of the self-teacher besides its logits at the student's ids.
+
+    logits_TV: [T, V] of the teacher's forward pass; temperature: the rollout's. Returns float32 [N] each; the entropy is in
+    nats over the full vocabulary: H = -log p_max - sum p (z - z_max), where near 0 both terms are small and nothing cancels.
+    """
+    softmax = _Softmax(logits_TV, temperature, chunk_tokens)
+    found = TeacherStatistics(
+        *(torch.empty(count(logits_TV, spans), dtype=torch.float32, device=logits_TV.device) for _ in range(3))
+    )
+    for part, piece_CV in _pieces(logits_TV, spans, chunk_tokens):
+        scaled_CV = softmax.load(piece_CV)
+        largest_C1 = scaled_CV.amax(-1, keepdim=True)
+        shifted_CV = torch.sub(scaled_CV, largest_C1, out=softmax.scaled[: len(piece_CV)]).clamp_(min=_LEAST_SHIFTED)
+        probability_CV, log_sum_C1 = softmax(shifted_CV)
+        found.largest_N[part], found.log_sum_N[part] = largest_C1.squeeze(-1), log_sum_C1.squeeze(-1)
+        found.entropy_N[part] = log_sum_C1.squeeze(-1) - probability_CV.mul_(shifted_CV).sum(-1)
+    return found
+
+
+@torch.no_grad()
+def logits_at(
+    logits_TV: Tensor, ids_NK: Tensor, spans: Spans | None = None, temperature: float = 1.0, chunk_tokens: int = 64
+) -> Tensor:
+    """The logits of the tokens at the given ids, over the temperature: float32 [N, K]."""
+    found_NK = torch.empty(ids_NK.shape, dtype=torch.float32, device=logits_TV.device)
+    for part, piece_CV in _pieces(logits_TV, spans, chunk_tokens):
+        found_NK[part] = piece_CV.gather(-1, ids_NK[part]).float() / temperature
+    return found_NK
+
+
+@torch.no_grad()
+def output_layer_at(
+    hidden_NH: Tensor, weight_VH: Tensor, ids_NK: Tensor, temperature: float = 1.0, chunk_tokens: int = 64
+) -> Tensor:
+    """`logits_at` without keeping the logits: the output layer's rows of the given ids alone, K / V of its work.
+
+    A vocabulary of at most 100 K words goes through the whole layer instead, which is faster then.
+
+    hidden_NH: what the output layer was given for the N tokens; weight_VH: its weight, both in the dtype of the forward pass,
+    to which the result is rounded as the layer rounds it. Returns float32 [N, K].
+    """
+    found_NK = torch.empty(ids_NK.shape, dtype=torch.float32, device=hidden_NH.device)
+    for start in range(0, len(ids_NK), chunk_tokens):
+        part = slice(start, start + chunk_tokens)
+        if weight_VH.shape[0] <= _DENSE * ids_NK.shape[1]:
+            logits_CK = (hidden_NH[part] @ weight_VH.T).gather(-1, ids_NK[part])
+        else:
+            logits_CK = (weight_VH[ids_NK[part]] @ hidden_NH[part].unsqueeze(-1)).squeeze(-1)
+        found_NK[part] = logits_CK.float() / temperature
+    return found_NK

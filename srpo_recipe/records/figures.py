@@ -1,0 +1,18 @@
+"""How figures are drawn: without a screen, each method in its colour."""
+
+COLORS = {
+    "grpo": "tab:blue",
+    "sdpo": "tab:red",
+    "srpo": "tab:green",
+    "srpo_no_dw": "tab:olive",
+    "advantage_mix": "tab:purple",
+}
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

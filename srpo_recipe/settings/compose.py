@@ -1,0 +1,23 @@
+"""The config of a run from its command-line overrides, without starting anything; training composes the same through Hydra."""
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """What `python -m srpo_recipe.main OVERRIDES` would run with, unresolved.
+
+    Raises ValueError, with Hydra's reason, for an unknown key or choice or a wrong type.
+    """
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+
+    import srpo_recipe.settings.schema  # noqa: F401  (registers the schema of the section srpo)
+
+    try:
+        with initialize_config_module("srpo_recipe_config", version_base=None):
+            return compose("srpo", overrides=list(overrides))
+    except HydraException as error:
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        raise ValueError(f"{error}{cause}") from error

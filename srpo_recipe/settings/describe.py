@@ -1,0 +1,40 @@
+"""The table that the entry point prints: what a run will really do."""
+
+from omegaconf import DictConfig
+
+from srpo_recipe.settings.schema import SRPOConfig
+
+
+def describe(config: DictConfig, settings: SRPOConfig) -> list[tuple[str, str]]:
+    """Rows of the table that the entry point prints: what this run will really do."""
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    mini, batch = actor.ppo_mini_batch_size, config.data.train_batch_size
+    teacher = "none"
+    if settings.needs_teacher:
+        rate = settings.teacher.ema_rate
+        kind = "frozen" if rate == 0 else "current policy" if rate == 1 else f"EMA, rate {rate}"
+        teacher = f"{kind}; demonstration {settings.teacher.demonstration}; feedback {settings.teacher.feedback}"
+    verifier = config.reward.custom_reward_function.path or "verl's, by data_source"
+    if settings.verifier.name is not None:
+        verifier = f"{settings.verifier.name}, {settings.verifier.mode}; at most {settings.verifier.time_limit:g} s"
+    distance = {0.0: "KL(teacher||student)", 1.0: "KL(student||teacher)", 0.5: "Jensen-Shannon"}
+    return [
+        ("route rule", settings.route + (f" (lambda {settings.mix})" if settings.route == "advantage_mix" else "")),
+        (
+            "token weight",
+            f"exp(-{settings.beta} H) / mean over the {settings.weight_scope}" if settings.beta else "uniform",
+        ),
+        ("divergence", f"{distance.get(settings.alpha, f'alpha {settings.alpha}')}, top-{settings.top_k} + tail"),
+        ("self-teacher", teacher),
+        ("verifier", verifier),
+        ("advantage", "r - group mean" + (", over std" if config.algorithm.norm_adv_by_std_in_grpo else "")),
+        ("clip", f"-{actor.clip_ratio_low} / +{actor.clip_ratio_high}"),
+        ("learning rate", f"{actor.optim.lr:g}, warm-up {actor.optim.lr_warmup_steps} steps"),
+        ("batch", f"{batch} prompts x {rollout.n} rollouts, {batch // mini} optimiser step(s) of {mini} prompts"),
+        ("lengths", f"prompt {config.data.max_prompt_length}, response {config.data.max_response_length} tokens"),
+        ("model", str(config.actor_rollout_ref.model.path)),
+        (
+            "machine",
+            f"{config.trainer.nnodes} node(s) x {config.trainer.n_gpus_per_node} rank(s), {config.trainer.device}",
+        ),
+    ]

@@ -1,0 +1,134 @@
+"""The method's own settings: every default once, every wrong value refused with its mend.
+
+The dataclasses are registered with Hydra as the schema of the `srpo` section, so an unknown key or a wrong type is refused
+while the command line is parsed; `check` refuses what a type cannot say, and what contradicts verl's own settings.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from srpo_recipe.method.demonstrations import DEMONSTRATION_CHOICES
+from srpo_recipe.method.route import ROUTE_RULES
+from srpo_recipe.verify.settings import VerifierConfig
+
+TEACHER_TEMPLATE = "{prompt}\nCorrect solution:\n\n{demonstration}\n\nCorrectly solve the original question."
+FEEDBACK_TEMPLATE = "{prompt}\nFeedback on an earlier attempt:\n\n{feedback}\n\nCorrectly solve the original question."
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
+
+
+@dataclass
+class TeacherConfig:
+    """The self-teacher (paper, section 3.2)."""
+
+    # teacher <- (1 - ema_rate) teacher + ema_rate student after every optimiser step. 0 freezes the first weights, 1 makes
+    # the current policy its own teacher (the paper's equation; its table and we use the EMA).
+    ema_rate: float = 0.05
+    # Which correct sibling is shown: random (uniform, seeded), first, shortest, longest.
+    demonstration: str = "random"
+    # The teacher's user turn, with the fields {prompt} and {demonstration}.
+    template: str = TEACHER_TEMPLATE
+    # Budget of the teacher's prompt in tokens; what to do when it is exceeded: shorten the demonstration or reroute to GRPO.
+    max_prompt_tokens: int = 10240
+    overflow: str = "shorten"
+    # Text feedback of the verifier (its "feedback" entry): off, append (after the demonstration), replace (instead of it).
+    # When on, feedback also makes a teacher available to rows without a correct sibling.
+    feedback: str = "off"
+    feedback_template: str = FEEDBACK_TEMPLATE
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.ema_rate <= 1.0, f"srpo.teacher.ema_rate={self.ema_rate} must lie in [0, 1]")
+        _one_of("srpo.teacher.demonstration", self.demonstration, DEMONSTRATION_CHOICES)
+        _one_of("srpo.teacher.overflow", self.overflow, ("shorten", "reroute"))
+        _one_of("srpo.teacher.feedback", self.feedback, ("off", "append", "replace"))
+        _require(self.max_prompt_tokens > 0, "srpo.teacher.max_prompt_tokens must be positive")
+        for name, template, wanted in (
+            ("template", self.template, ("{prompt}", "{demonstration}")),
+            ("feedback_template", self.feedback_template, ("{prompt}", "{feedback}")),
+        ):
+            missing = [part for part in wanted if part not in template]
+            _require(not missing, f"srpo.teacher.{name} lacks {' and '.join(missing)}")
+
+
+@dataclass
+class SRPOConfig:
+    """Routing, weighting and distillation (paper, sections 3.1 to 3.3)."""
+
+    # Row of the routing table: grpo, sdpo, srpo, advantage_mix, sdpo_incorrect_only, sdpo_correct_only.
+    route: str = "srpo"
+    # A rollout is correct when its reward reaches this.
+    correct_threshold: float = 0.5
+    # lambda of advantage_mix: weight of the policy-gradient part in every row.
+    mix: float = 0.9
+    # w~ = exp(-beta H) with the teacher's entropy H; 0 weighs all tokens alike (plain SDPO).
+    beta: float = 1.0
+    # Over what w~ is divided by its mean: the whole mini_batch of an optimiser step, or each micro_batch on its own.
+    weight_scope: str = "mini_batch"
+    # Divergence: 0.5 Jensen-Shannon, 0 forward KL(T||S), 1 reverse KL(S||T), between them the skewed mixtures.
+    alpha: float = 0.5
+    # Ids of the student that get a bin of their own; the rest of the mass shares one tail bin.
+    top_k: int = 100
+    # Mean of the loss over the tokens of the mini-batch, or over its sequences (each first averaged over its own tokens).
+    average: str = "token"
+    # Prepended to chats that have no system turn, for student and teacher alike. The paper lists one for Tool Use; none is used.
+    system_prompt: str | None = None
+    # Seeds the sibling's choice and, with the prompt's index, the step and the rollout's number, every rollout's sampling.
+    seed: int = 42
+    # MiB of a buffer of fp32 logits; two of them are all that the loss holds of the vocabulary beside the model's own logits.
+    chunk_megabytes: float = 40.0
+    # How often the trainer asks whether rollouts have arrived. verl's own is 2 s, longer than a step of a small model.
+    poll_seconds: float = 0.5
+    # A rollout engine that does not answer for this long ends the run with an error instead of waiting for ever.
+    stall_seconds: float = 90.0
+    # Warn when the mean response length falls under this share of what it was in the first steps.
+    collapse_ratio: float = 0.3
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    verifier: VerifierConfig = field(default_factory=VerifierConfig)
+
+    def __post_init__(self) -> None:
+        _one_of("srpo.route", self.route, ROUTE_RULES)
+        _one_of("srpo.weight_scope", self.weight_scope, ("mini_batch", "micro_batch"))
+        _one_of("srpo.average", self.average, ("token", "sequence"))
+        _require(0.0 <= self.mix <= 1.0, f"srpo.mix={self.mix} must lie in [0, 1]")
+        _require(
+            0.0 <= self.beta < math.inf,
+            f"srpo.beta={self.beta} must not be negative (it would favour unsure teachers) or infinite",
+        )
+        _require(
+            math.isfinite(self.correct_threshold), f"srpo.correct_threshold={self.correct_threshold} must be finite"
+        )
+        _require(self.seed >= 0, f"srpo.seed={self.seed} must not be negative")
+        _require(0.0 <= self.alpha <= 1.0, f"srpo.alpha={self.alpha} must lie in [0, 1]")
+        for name in ("top_k", "chunk_megabytes", "poll_seconds", "stall_seconds"):
+            _require(getattr(self, name) > 0, f"srpo.{name}={getattr(self, name)} must be positive")
+        _require(0.0 <= self.collapse_ratio < 1.0, f"srpo.collapse_ratio={self.collapse_ratio} must lie in [0, 1)")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any row can take the distillation part; GRPO builds no second model."""
+        return self.route != "grpo"
+
+
+ConfigStore.instance().store(group="srpo", name="schema", node=SRPOConfig)
+
+
+def _divide(dividend: int, divisor: int) -> int:
+    quotient, rest = divmod(int(dividend), int(divisor))
+    _require(rest == 0, f"data.train_batch_size={dividend} must be a multiple of method.optimizer_steps={divisor}")
+    return quotient
+
+
+OmegaConf.register_new_resolver("srpo_equal", lambda left, right: left == right, replace=True)
+OmegaConf.register_new_resolver("srpo_divide", _divide, replace=True)
+OmegaConf.register_new_resolver("srpo_package", lambda name: str(Path(__file__).parents[1] / name), replace=True)

@@ -1,0 +1,194 @@
+"""Additions with a scratchpad of running sums: the quickstart's verifiable task.
+
+The user turn is `17+25+38+39=?`. A solution adds the terms in any order, writes every running sum, then the answer:
+
+    25+17=42+39=81+38=119#119
+
+Any order is right, so two correct solutions of one problem rarely read the same. That freedom is what gives a
+self-teacher, shown somebody else's correct solution, honest uncertainty about the next token. The reward looks at the
+final answer alone, as the verifiers of the paper's benchmarks do.
+
+Pure functions over `random.Random`; pyarrow is imported only to write files. No verl, ray or torch.
+
+    python -m srpo_recipe.starter.sums --out DIR --train-size 4096 --test-size 256 --seed 0
+"""
+
+import argparse
+import random
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from srpo_recipe.records import files
+
+DATA_SOURCE = "sums"
+ABILITY = "math"
+SPLITS = ("train", "test")
+
+TERM_COUNT = 4
+# The low end keeps every running sum positive even when each step loses a ten; both ends have two digits.
+TERM_LOW, TERM_HIGH = 10, 49
+# What a slip takes away from a running sum: a lost one or a lost ten (a forgotten carry). Both only ever lower it, so
+# two slips cannot cancel and a solution with any slip is wrong.
+SLIPS = (1, 10)
+# One multiset of terms in this many belongs to the held-out split.
+TEST_SHARE = 10
+
+# The answer ends the response, stands behind the only '#', in ASCII digits without sign or leading zeros.
+_FINAL_ANSWER = re.compile(r"[^#]*#(0|[1-9][0-9]*)\s*")
+
+Terms = tuple[int, ...]
+
+
+# ---- problems ----
+
+
+def split_of(terms: Terms) -> str:
+    """The split that owns these terms, the same for every order of them, for every seed and every size.
+
+    A checksum of the sorted terms decides, so train and held-out prompts are disjoint by construction, and a held-out
+    problem is never a reordered training problem. The warm start of the shipped model draws from "train" as well.
+    """
+    key = ",".join(map(str, sorted(terms))).encode()
+    return "test" if zlib.crc32(key) % TEST_SHARE == 0 else "train"
+
+
+def draw_terms(rng: random.Random, split: str) -> Terms:
+    """One problem of `split`, uniform over the ordered terms that it owns."""
+    if split not in SPLITS:
+        raise ValueError(f"split is one of {SPLITS}, not {split!r}")
+    while True:
+        terms = tuple(rng.randint(TERM_LOW, TERM_HIGH) for _ in range(TERM_COUNT))
+        if split_of(terms) == split:
+            return terms
+
+
+def generate_problems(split: str, size: int, seed: int) -> list[Terms]:
+    """`size` distinct problems of `split`; the first n of a larger size are those of size n.
+
+    Distinct as multisets: no problem is another one reordered.
+    """
+    rng = random.Random(f"{DATA_SOURCE}/{split}/{seed}")
+    seen: set[Terms] = set()
+    problems: list[Terms] = []
+    repeats = 0
+    while len(problems) < size:
+        terms = draw_terms(rng, split)
+        key = tuple(sorted(terms))
+        if key not in seen:
+            seen.add(key)
+            problems.append(terms)
+            repeats = 0
+            continue
+        repeats += 1
+        if repeats > 1000:
+            raise ValueError(f"found only {len(problems)} distinct {split!r} problems of {size}; ask for fewer")
+    return problems
+
+
+def prompt_text(terms: Terms) -> str:
+    """The user turn, for instance `17+25+38+39=?`."""
+    return "+".join(map(str, terms)) + "=?"
+
+
+def ground_truth(terms: Terms) -> str:
+    """The answer as the verifier compares it."""
+    return str(sum(terms))
+
+
+# ---- solutions ----
+
+
+def _write_solution(terms: Terms, rng: random.Random, slip_probability: float) -> str:
+    """A chain of running sums in random order; each step loses one of SLIPS with `slip_probability`."""
+    order = rng.sample(terms, len(terms))
+    total = order[0]
+    text = str(total)
+    for term in order[1:]:
+        total += term
+        if rng.random() < slip_probability:
+            total -= rng.choice(SLIPS)
+        text += f"+{term}={total}"
+    return f"{text}#{total}"
+
+
+def correct_solution(terms: Terms, rng: random.Random) -> str:
+    """A right solution in an order of its own."""
+    return _write_solution(terms, rng, slip_probability=0.0)
+
+
+def slipping_solution(terms: Terms, rng: random.Random, slip_probability: float) -> str:
+    """A solution whose every step slips with `slip_probability`, and goes on from the wrong sum.
+
+    Wrong exactly when at least one of its `len(terms) - 1` steps slipped: right with (1 - p) ** 3 for four terms.
+    """
+    return _write_solution(terms, rng, slip_probability)
+
+
+# ---- verifier ----
+
+
+def verify(response: str, ground_truth: str) -> float:
+    """1.0 if `response` ends in the one well-formed answer `#<ground_truth>`, else 0.0; never raises.
+
+    The digits are compared as text, so a number of any length is safe. The running sums are not looked at.
+    """
+    if not isinstance(response, str):
+        return 0.0
+    match = _FINAL_ANSWER.fullmatch(response)
+    return float(match is not None and match.group(1) == str(ground_truth).strip())
+
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs) -> dict[str, Any]:
+    """verl's `reward.custom_reward_function`: path `pkg://srpo_recipe.starter.sums`, name `compute_score`.
+
+    `score` is the reward, `acc` is what validation averages; here they are the same number. `answer` is the number that
+    the response ends in, None where it is not well-formed; a majority vote counts it.
+    """
+    reward = verify(solution_str, ground_truth)
+    match = _FINAL_ANSWER.fullmatch(solution_str)
+    return {"score": reward, "acc": reward, "answer": match.group(1) if match else None}
+
+
+# ---- files ----
+
+
+def rows(split: str, size: int, seed: int) -> Iterator[dict]:
+    """The rows of verl's RL dataset."""
+    for index, terms in enumerate(generate_problems(split, size, seed)):
+        yield {
+            "data_source": DATA_SOURCE,
+            "prompt": [{"role": "user", "content": prompt_text(terms)}],
+            "ability": ABILITY,
+            "reward_model": {"style": "rule", "ground_truth": ground_truth(terms)},
+            "extra_info": {"split": split, "index": index},
+        }
+
+
+def write_parquet(out_dir: str | Path, train_size: int, test_size: int, seed: int) -> dict[str, Path]:
+    """Write `train.parquet` and `test.parquet` under `out_dir`; returns their paths by split.
+
+    Each file appears whole or not at all.
+    """
+    data = {split: list(rows(split, size, seed)) for split, size in zip(SPLITS, (train_size, test_size), strict=True)}
+    prompts = [{row["prompt"][0]["content"] for row in data[split]} for split in SPLITS]
+    if prompts[0] & prompts[1]:
+        raise AssertionError("train and held-out prompts overlap")
+    return {split: files.write_parquet(Path(out_dir) / f"{split}.parquet", data[split]) for split in SPLITS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the additions task as verl parquet files.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for train.parquet and test.parquet")
+    parser.add_argument("--train-size", type=int, default=4096)
+    parser.add_argument("--test-size", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    for split, path in write_parquet(args.out, args.train_size, args.test_size, args.seed).items():
+        print(f"{split}: {path}")
+
+
+if __name__ == "__main__":
+    main()

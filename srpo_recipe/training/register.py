@@ -1,0 +1,14 @@
+"""Registers the method under verl's names."""
+
+
+def register_method() -> None:
+    """Register advantage estimator, policy loss, trainer and engine under verl's names. Raises if verl does not hold them."""
+    from verl.trainer.ppo import core_algos
+    from verl.trainer.ppo.v1 import get_trainer_cls
+
+    from srpo_recipe.training import step as trainer
+    from srpo_recipe.training import worker
+
+    held = (core_algos.get_adv_estimator_fn("srpo"), core_algos.get_policy_loss_fn("srpo"), get_trainer_cls("srpo"))
+    if held != (trainer.srpo_advantage, worker.srpo_policy_loss, trainer.SRPOTrainer):
+        raise RuntimeError(f"another package registered itself with verl under the name srpo: {held}")

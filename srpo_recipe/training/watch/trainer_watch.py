@@ -1,0 +1,124 @@
+"""Ends a run whose rollout engine, or any other worker, died or got stuck, and says why.
+
+verl 0.9.1 may wait for ever:
+
+- A worker inside vLLM that fails while weights arrive leaves the sender blocked (bucketed_weight_transfer.py:164 has no
+  time-out), while the error lies in a future that is read after the send (vllm_rollout.py:244). `SyncWatch` reads it.
+- A dead vLLM engine fails the agent loops; the trainer takes their groups for finished and trains on what is left
+  (replay_buffer.py:91). A dead agent-loop worker leaves it polling (replay_buffer.py:409). `Watchdog` looks for both.
+
+Whoever knows the cause calls `report`. The first report of a Ray job stays in the cluster's key-value store; the
+driver, in `ended_clearly`, prints it last and writes it to failure.txt. Nothing here touches a request or a weight.
+"""
+
+import re
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import ray
+
+from srpo_recipe.training.watch.actors import POLL_SECONDS, Server, _death_report, dead_actors
+from srpo_recipe.training.watch.report import (
+    DIED,
+    GRACE_SECONDS,
+    OTHER,
+    STALL,
+    SYNC,
+    _traceback,
+    compose,
+    end,
+    report,
+    reported,
+)
+
+NODE_SECONDS = 20.0  # for Ray to find a node dead: five looks, three seconds apart
+LOST = re.compile(r"connection (closed|reset|refused)|unavailable|remote (worker|process)|ncclRemoteError", re.I)
+
+
+class Watchdog:
+    """In the trainer's process: looks at every actor that it started and at every vLLM engine, and ends the run.
+
+    `before_exit` may flush what the process has buffered; it is given a few seconds.
+    """
+
+    def __init__(self, llm_server_manager, stall_seconds: float, before_exit: Callable[[], None] = lambda: None):
+        self.servers = [
+            Server(handle, address)
+            for handle, address in zip(
+                llm_server_manager.server_handles, llm_server_manager.server_addresses, strict=True
+            )
+        ]
+        self.stall_seconds, self.before_exit = stall_seconds, before_exit
+        self.stage = "start"
+        self.lock = threading.Lock()
+        self.over = threading.Event()
+        threading.Thread(target=self._watch, name="srpo-watchdog", daemon=True).start()
+
+    @contextmanager
+    def guard(self, stage: str):
+        """Name the stage. An exception in it is reported, or the dead worker behind it where there is one."""
+        before, self.stage = self.stage, stage
+        try:
+            yield
+        except Exception as error:
+            if not reported():
+                advice = SYNC if "sync" in self.stage else OTHER
+                report(self._behind(error) or compose("an error was raised", self.stage, _traceback(error), advice))
+            self.over.set()
+            last = threading.Timer(2 * GRACE_SECONDS, end)  # should the way out be blocked too
+            last.daemon = True
+            last.start()
+            raise
+        self.stage = before
+
+    def _behind(self, error: Exception) -> str | None:
+        """The report of the dead worker behind an error. Its death is known a moment after the first call to it has failed,
+        and a node's death later still, so an error that tells of a lost connection is worth a wait."""
+        deadline = time.monotonic() + (NODE_SECONDS if LOST.search(str(error)) else 0.0)
+        while True:
+            time.sleep(1.0)
+            if (text := self.failure()) or time.monotonic() > deadline:
+                return text
+
+    def check(self) -> None:
+        """Raise if a worker is dead now, before its missing rollouts are taken for finished ones."""
+        text = self.failure(wait=2.0)
+        if text:
+            report(text)
+            raise RuntimeError(text)
+
+    def stop(self) -> None:
+        self.over.set()
+
+    def failure(self, wait: float = 1.0) -> str | None:
+        """The report of a worker that is dead, or of a server that does not answer at all, or None."""
+        from ray._private.state import actors
+
+        me = actors(actor_id=ray.get_runtime_context().get_actor_id())
+        for row in dead_actors(actors(actor_state_name="DEAD"), me["Address"]):
+            return _death_report(row, self.stage)
+        with self.lock:
+            for number, server in enumerate(self.servers):
+                name = f"vLLM server {number} ({server.address})"
+                if error := server.dead(wait):
+                    return compose(f"the engine of {name} is dead", self.stage, error, DIED, server.log())
+                silent = time.monotonic() - server.heard
+                if silent > self.stall_seconds:
+                    error = f"No answer over Ray or HTTP for {silent:.0f} s (srpo.stall_seconds={self.stall_seconds})."
+                    return compose(f"{name} does not answer", self.stage, error, STALL)
+        return None
+
+    def _watch(self) -> None:
+        while not self.over.wait(POLL_SECONDS):
+            try:
+                text = self.failure()
+            except Exception:  # a look that fails is not a finding
+                traceback.print_exc()
+                continue
+            if text:
+                report(text)
+                if not self.over.wait(GRACE_SECONDS):
+                    end(self.before_exit)
