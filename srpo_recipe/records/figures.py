@@ -9,10 +9,14 @@ COLORS = {
 }
 
 
-def _pyplot():
+def pyplot():
+    """matplotlib's pyplot, drawing into files. It is imported here, since that costs a second."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
-    return pyplot
+    return plt
+
+
+_pyplot = pyplot
