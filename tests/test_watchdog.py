@@ -207,7 +207,7 @@ def test_driver_shows_the_report_and_not_an_old_one(tmp_path, monkeypatch, capsy
 
 def test_driver_reads_the_text_of_a_remote_error():
     error = RayTaskError("f", "Traceback\nValueError: far away", ValueError("far away")).as_instanceof_cause()
-    assert "ValueError: far away" in driver._cause(error)
+    assert "ValueError: far away" in driver.cause_of(error)
 
 
 # -------------------------------------------------------------------------------------------------- the worker's side

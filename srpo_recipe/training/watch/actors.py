@@ -27,7 +27,8 @@ def dead_actors(table: dict[str, dict], owner: dict) -> list[dict]:
     return sorted(dead, key=lambda row: row["EndTime"])
 
 
-def _death_report(row: dict, stage: str) -> str:
+def death_report(row: dict, stage: str) -> str:
+    """The report of the dead actor in this row of Ray's table, with the end of its log where it ran on this node."""
     cause = row["DeathCause"]
     message = (cause.oom_context if cause.HasField("oom_context") else cause.actor_died_error_context).error_message
     node = row["Address"]["IPAddress"]
@@ -67,6 +68,7 @@ class Server:
             return str(error)
 
     def log(self) -> str:
+        """The end of its log, empty where it cannot be asked any more."""
         try:
             return ray.get(self.handle.__ray_call__.remote(log_tail), timeout=5)
         except RayError:

@@ -1,27 +1,26 @@
-"""The driver's end of a run that failed: the cause goes to failure.txt and is the last thing on the screen."""
+"""In the driver: how a run that failed ends."""
 
 import sys
-import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 
-from srpo_recipe.training.watch.report import DIED, OTHER, compose, reported
+from srpo_recipe.training.watch.report import DIED, OTHER, compose, error_text, reported
 
 FAILURE_FILE = "failure.txt"
 
 
 @contextmanager
 def ended_clearly(run_dir: str):
-    """In the driver, around the run: a failure's cause goes to failure.txt and is the last thing on the screen."""
+    """Around the run: a failure's cause goes to failure.txt and is the last thing on the screen. Exits with status 1."""
     path = Path(run_dir) / FAILURE_FILE
     path.unlink(missing_ok=True)
     try:
         yield
     except Exception as error:
-        text = _cause(error)
+        text = cause_of(error)
         ray.shutdown()  # ends the run's processes, and their output
         path.write_text(text)
         sys.stdout.flush()
@@ -30,7 +29,8 @@ def ended_clearly(run_dir: str):
         raise SystemExit(1) from None
 
 
-def _cause(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
+    """The report that a process of the run left behind, else what the error itself tells."""
     try:
         text = reported()
     except Exception:  # Ray never started, or is gone
@@ -39,5 +39,4 @@ def _cause(error: Exception) -> str:
         return text
     if isinstance(error, RayActorError):
         return compose("the trainer's process died", "not known", str(error), DIED)
-    lines = traceback.format_exception(error) if not isinstance(error, RayError) else [str(error)]
-    return compose("an error was raised", "see the traceback", "".join(lines), OTHER)
+    return compose("an error was raised", "see the traceback", error_text(error), OTHER)

@@ -73,7 +73,8 @@ def first_error(lines: list[str]) -> str:
     return next((line for line in errors if "EngineDeadError" not in line), "")
 
 
-def _traceback(error: Exception) -> str:
+def error_text(error: Exception) -> str:
+    """The traceback of an error. One that came through Ray carries the remote traceback as its text."""
     return str(error) if isinstance(error, RayError) else "".join(traceback.format_exception(error))
 
 

@@ -1,4 +1,8 @@
-"""In a training worker: ends a weight sync that failed or stands still, which verl would wait for."""
+"""In a training worker: ends a weight sync that failed or stands still, which verl would wait for.
+
+A worker inside vLLM that fails while weights arrive leaves the sender blocked (bucketed_weight_transfer.py:164 has no time-out),
+while the error lies in a future that is read after the send (vllm_rollout.py:244). `SyncWatch` reads that future meanwhile.
+"""
 
 import concurrent.futures
 import threading
@@ -12,7 +16,7 @@ from srpo_recipe.training.watch.report import GRACE_SECONDS, STALL, SYNC, compos
 
 
 class SyncWatch:
-    """In a training worker: sees vLLM's error, or a standstill, while verl's weight sync blocks, and ends the process.
+    """Sees vLLM's error, or a standstill, while verl's weight sync blocks, and ends the process.
 
     Three methods of verl's rollout adapter are wrapped on the instance (workers/rollout/vllm_rollout/vllm_rollout.py):
     `_execute_method` (:169), whose non-blocking answer update_weights reads only after the blocking send (:244);

@@ -1,14 +1,8 @@
-"""Ends a run whose rollout engine, or any other worker, died or got stuck, and says why.
+"""In the trainer's process: ends a run that verl would go on waiting for, or would go on with as if nothing had happened.
 
-verl 0.9.1 may wait for ever:
-
-- A worker inside vLLM that fails while weights arrive leaves the sender blocked (bucketed_weight_transfer.py:164 has no
-  time-out), while the error lies in a future that is read after the send (vllm_rollout.py:244). `SyncWatch` reads it.
-- A dead vLLM engine fails the agent loops; the trainer takes their groups for finished and trains on what is left
-  (replay_buffer.py:91). A dead agent-loop worker leaves it polling (replay_buffer.py:409). `Watchdog` looks for both.
-
-Whoever knows the cause calls `report`. The first report of a Ray job stays in the cluster's key-value store; the
-driver, in `ended_clearly`, prints it last and writes it to failure.txt. Nothing here touches a request or a weight.
+A dead vLLM engine fails the agent loops, and verl takes their groups for finished and trains on what is left
+(replay_buffer.py:91). A dead agent-loop worker leaves the trainer polling (replay_buffer.py:409). A thread looks for both every
+few seconds, and `Watchdog.check` looks once more before a batch of rollouts is used.
 """
 
 import re
@@ -20,16 +14,16 @@ from contextlib import contextmanager
 
 import ray
 
-from srpo_recipe.training.watch.actors import POLL_SECONDS, Server, _death_report, dead_actors
+from srpo_recipe.training.watch.actors import POLL_SECONDS, Server, dead_actors, death_report
 from srpo_recipe.training.watch.report import (
     DIED,
     GRACE_SECONDS,
     OTHER,
     STALL,
     SYNC,
-    _traceback,
     compose,
     end,
+    error_text,
     report,
     reported,
 )
@@ -66,7 +60,7 @@ class Watchdog:
         except Exception as error:
             if not reported():
                 advice = SYNC if "sync" in self.stage else OTHER
-                report(self._behind(error) or compose("an error was raised", self.stage, _traceback(error), advice))
+                report(self._behind(error) or compose("an error was raised", self.stage, error_text(error), advice))
             self.over.set()
             last = threading.Timer(2 * GRACE_SECONDS, end)  # should the way out be blocked too
             last.daemon = True
@@ -91,6 +85,7 @@ class Watchdog:
             raise RuntimeError(text)
 
     def stop(self) -> None:
+        """End the looks: the run is over."""
         self.over.set()
 
     def failure(self, wait: float = 1.0) -> str | None:
@@ -99,7 +94,7 @@ class Watchdog:
 
         me = actors(actor_id=ray.get_runtime_context().get_actor_id())
         for row in dead_actors(actors(actor_state_name="DEAD"), me["Address"]):
-            return _death_report(row, self.stage)
+            return death_report(row, self.stage)
         with self.lock:
             for number, server in enumerate(self.servers):
                 name = f"vLLM server {number} ({server.address})"
