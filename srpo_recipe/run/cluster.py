@@ -1,7 +1,7 @@
 """Joins a Ray cluster that others started: waits for the nodes that a run needs, and says who is missing.
 
-`python -m srpo_recipe.run.cluster environment` prints, as lines of shell, what `ray start` needs to know on a machine without an
-accelerator: what it starts inherits the variables.
+`python -m srpo_recipe.run.cluster environment` prints, as lines of shell, what `ray start` needs to know on a machine
+without an accelerator: what it starts inherits the variables.
 """
 
 import logging
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 
 import ray
+from omegaconf import DictConfig
 
 POLL_SECONDS = 1.0
 REMIND_SECONDS = 30.0  # between two lines of progress that say the same
@@ -24,11 +25,22 @@ Start its head (bash scripts/ray_head.sh), see that this machine reaches that po
 Nodes = list[tuple[str, float]]  # address and number of GPUs of each
 
 
+def join(config: DictConfig) -> None:
+    """Wait for the run's nodes where RAY_ADDRESS names a cluster, and return at once where it does not.
+
+    SRPO_NODES may hold the addresses that should come. Raises TimeoutError as `wait` does.
+    """
+    if address := os.environ.get("RAY_ADDRESS"):
+        trainer, expected = config.trainer, os.environ.get("SRPO_NODES", "").split()
+        wait(address, trainer.nnodes, trainer.n_gpus_per_node, config.run.wait_seconds, expected)
+
+
 def wait(address: str, nodes: int, gpus: int, timeout: float, expected: Iterable[str] = ()) -> None:
     """Return as soon as the cluster has `nodes` nodes with at least `gpus` GPUs each.
 
-    address: HOST:PORT of the head, or auto; expected: addresses that should come, to name those that are missing. Leaves no
-    connection to Ray behind. Raises TimeoutError after `timeout` seconds, with what came, what did not, and the mend.
+    address: HOST:PORT of the head, or auto; expected: addresses that should come, to name those that are missing.
+    Leaves no connection to Ray behind. Raises TimeoutError after `timeout` seconds, with what came, what did not, and
+    the mend.
     """
     start, said, last = time.monotonic(), "", 0.0
     try:
