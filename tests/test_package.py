@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Not imported from the checkout although it is installed in editable mode: the wheel's folder comes first on the path, and
-# the process starts elsewhere. `FROM_WHEEL` runs first in every process below and says so if it is not so.
+# Not imported from the checkout although it is installed in editable mode: the wheel's folder comes first on the path,
+# and the process starts elsewhere. `FROM_WHEEL` runs first in every process below and says so if it is not so.
 FROM_WHEEL = """
 import srpo_recipe, srpo_recipe_config, os, pathlib
 HOME = pathlib.Path(os.environ["WHEEL_HOME"])
@@ -105,7 +105,7 @@ from transformers import AutoConfig, AutoTokenizer
 print(json.dumps({
     "model": AutoConfig.from_pretrained(model).model_type,
     "chat": bool(AutoTokenizer.from_pretrained(model).chat_template),
-    "methods": sorted(p.name for p in resources.files("srpo_recipe_config.method").iterdir() if p.name.endswith(".yaml")),
+    "methods": sorted(p.name for p in resources.files("srpo_recipe_config.method").iterdir() if p.suffix == ".yaml"),
 }))
 """
     )
@@ -134,7 +134,7 @@ def test_the_config_composes_from_the_installed_package(python):
         FROM_WHEEL
         + """
 from hydra import compose, initialize_config_module
-from srpo_recipe.settings.schema import check
+from srpo_recipe.settings.rules import check
 with initialize_config_module("srpo_recipe_config", version_base=None):
     config = compose("srpo", overrides=["method=sdpo"])
 assert check(config).route == "sdpo"

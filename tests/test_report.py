@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import pytest
 from omegaconf import OmegaConf
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 from srpo_recipe.records.metrics_file import JsonLines, read_lines
 from srpo_recipe.run import compare
 from srpo_recipe.run import summary as report
+from srpo_recipe.run.routing_metrics import agent_seconds, verification
 from srpo_recipe.run.step_log import FIRST_STEPS, StepLog
 from srpo_recipe.settings.schema import SRPOConfig
 
@@ -66,6 +68,23 @@ def test_a_line_cut_by_a_kill_is_ignored_and_gone_after_the_resume(tmp_path):
     assert read_lines(tmp_path / "none.jsonl") == []
 
 
+# ------------------------------------------------------------------------------------------------ metrics of routing
+
+
+def test_seconds_that_an_agent_loop_does_not_measure_are_left_out():
+    rows = [{"generate_sequences": 2.0, "compute_score": 0.5}, {"generate_sequences": 4.0}, {"compute_score": None}, {}]
+    assert agent_seconds(rows) == {"rollout/generate_seconds": 3.0, "rollout/reward_seconds": 0.5}
+    assert agent_seconds(rows[1:]) == {"rollout/generate_seconds": 4.0}
+    assert agent_seconds([{}, {}]) == agent_seconds([]) == {}
+
+
+def test_verifications_that_failed_are_counted_by_cause():
+    good = {"failure": None, "parsed": True, "truncated": False}
+    causes = ["timeout", "crash", "crash", "not_finite", "not_finite", "not_finite"]
+    counts = verification([good, *({**good, "failure": cause, "parsed": False} for cause in causes)])
+    assert (counts["reward/timeouts"], counts["reward/crashes"], counts["reward/not_finite"]) == (1, 2, 3)
+
+
 # ------------------------------------------------------------------------------------------------------------- StepLog
 
 
@@ -78,7 +97,7 @@ def write(capsys):
         log = StepLog(OmegaConf.create(config), SRPOConfig(**settings))
 
         def one(step: int = 1, seconds: float = 2.0, **changes):
-            metrics = {**line(step), **changes}
+            metrics = {key: value for key, value in {**line(step), **changes}.items() if value is not None}
             del metrics["step"]
             log.write(step, 10, metrics, {"step": seconds})
             return capsys.readouterr().out, metrics
@@ -99,6 +118,40 @@ def test_the_step_line_shows_what_matters(write):
     assert "WARNING" not in out and out.count("\n") == 1
 
 
+NOTHING_DISTILLED = {
+    "route/distill_share": 0.0,
+    "route/response_length_distill": 0.0,
+    "actor/distill/loss": 0.0,
+    "actor/distill/teacher_entropy": None,
+    "actor/distill/weight_mean": None,
+    "actor/distill/weight_square": None,
+}
+
+
+def test_a_step_that_distils_nothing_shows_dashes_and_no_zeros(write):
+    out, metrics = write(route="grpo")(**NOTHING_DISTILLED)
+    assert "| w -±- | H - |" in out and "WARNING" not in out
+    assert "actor/distill/weight_std" not in metrics and metrics["actor/distill/loss"] == 0.0
+
+
+def test_the_weights_spread_is_that_of_the_distilled_tokens(write):
+    """The mean weight is shown as it comes: the mean over the distilled tokens, 1 by construction."""
+    out, metrics = write()(**{"actor/distill/weight_mean": 1.0, "actor/distill/weight_square": 1.0 + 0.47**2})
+    assert "w 1.00±0.47" in out and metrics["actor/distill/weight_std"] == pytest.approx(0.47)
+
+
+@pytest.mark.parametrize(
+    "count, text", [(1, "skipped 1 optimiser step: gradient"), (3.0, "skipped 3 optimiser steps: gradient")]
+)
+def test_a_skipped_optimiser_step_is_said_in_every_line_and_warned_of(write, count, text):
+    one = write()
+    for step in (1, 2):
+        line_of_step, *warnings = one(step, **{"actor/optimizer/skipped_steps": count})[0].splitlines()
+        assert line_of_step.startswith(f"step {step}/10 | {text} not finite | reward")
+        assert [warning.split(";")[0] for warning in warnings] == [f"WARNING {text} not finite"] * (step == 1)
+    assert "skipped" not in one(3, **{"actor/optimizer/skipped_steps": 0})[0]
+
+
 WARNINGS = {
     "no rollout was correct": ({"route/correct_share": 0.0, "route/distill_share": 0.0}, {}),
     "every rollout was correct": ({"route/correct_share": 1.0, "route/distill_share": 0.0}, {}),
@@ -107,6 +160,12 @@ WARNINGS = {
     "all token weights are equal": ({"actor/distill/weight_square": 1.0}, {}),
     "did not fit": ({"route/rerouted": 3}, {}),
     "1 of 8 rollouts failed": ({"route/rollouts": 7}, {}),
+    "6 verifications timed out, crashed or gave a reward that is no finite number, reward 0: see verifier_failures/": (
+        {"reward/timeouts": 1, "reward/crashes": 2, "reward/not_finite": 3},
+        {},
+    ),
+    "1 verifications timed out, crashed or gave a reward that is no finite number": ({"reward/not_finite": 1}, {}),
+    "no response holds an answer": ({"reward/unparsed": 8}, {}),
 }
 
 
@@ -160,7 +219,7 @@ def write_run(folder, method="srpo", seed=1, accuracy=(0.25, 0.5, 0.75), **chang
     (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
     return OmegaConf.create(
         {
-            "run": {"dir": str(folder)},
+            "run": {"dir": str(folder), "started_at": time.time() - 60},
             "method": {"name": method},
             "srpo": {"seed": seed, "verifier": {"name": "choice", "mode": "strict"}},
             "trainer": {"default_local_dir": str(folder / "checkpoints")},
@@ -204,10 +263,32 @@ def test_a_run_without_validation_or_without_teacher_still_has_a_summary(tmp_pat
     assert (tmp_path / "run" / "curve.png").stat().st_size > 5000
 
 
-def test_a_run_without_a_training_step_is_an_error_that_says_where_to_look(tmp_path):
+def test_a_run_that_only_validates_ends_with_its_accuracy(tmp_path, capsys):
+    """trainer.val_only=true: the metrics hold the validation's line and no training step."""
     config = write_run(tmp_path / "run")
-    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps({"step": 0, KEY: 0.5}) + "\n")
-    with pytest.raises(RuntimeError, match="metrics.jsonl holds no training step"):
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps({"step": 0, KEY: 0.447265625}) + "\n")
+    summary = report.summarise(config)
+    assert (summary["before"], summary["after"], summary["metric"], summary["steps"]) == (0.447265625,) * 2 + (KEY, 0)
+    assert summary["seconds"] == pytest.approx(60, abs=20)
+    for key in ("first_step_seconds", "routed_share_first", "routed_share_last", "plot"):
+        assert summary[key] is None
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert not (tmp_path / "run" / "curve.png").exists()
+    out = capsys.readouterr().out
+    assert "strict: 44.7% at step 0, nothing was trained\n" in out and "routed share" not in out
+
+
+def test_a_validation_of_a_checkpoint_tells_its_step(tmp_path):
+    config = write_run(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps({"step": 40, KEY: 0.5}) + "\n")
+    assert report.summarise(config)["steps"] == 40
+
+
+@pytest.mark.parametrize("lines", ["", json.dumps({"step": 0, "val-aux/num_turns/mean": 2.0}) + "\n"])
+def test_a_run_without_a_step_or_an_accuracy_is_an_error_that_says_where_to_look(tmp_path, lines):
+    config = write_run(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text(lines)
+    with pytest.raises(RuntimeError, match="metrics.jsonl holds no training step and no held-out accuracy"):
         report.summarise(config)
 
 

@@ -63,7 +63,7 @@ def test_the_last_step_ends_the_run_as_ever(trainer, config):
 
 
 def test_verls_loop_asks_for_the_epochs_before_each_step():
-    """What `_stop_after_this_step` leans on: the metrics are written in the loop, and its condition reads the config."""
+    """What `_stop_after_this_step` leans on: the loop writes the metrics, and its condition reads the config."""
     source = inspect.getsource(PPOTrainer.fit)
     loop = source.index("while current_epoch < self.config.trainer.total_epochs and")
     assert loop < source.index("self._save_checkpoint()") < source.index("self.on_step_end()")

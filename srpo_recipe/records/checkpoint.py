@@ -29,8 +29,8 @@ def require_teacher(actor_path: str, world_size: int, rank: int) -> None:
     shard = Path(teacher_path(actor_path)) / f"model_world_size_{world_size}_rank_{rank}.pt"
     if not shard.is_file():
         raise FileNotFoundError(
-            f"the checkpoint {Path(actor_path).parent} has no EMA teacher for this run (missing {shard}). It was written by "
-            "another method, by another number of ranks, or in part. Resume with the settings that wrote it, or start "
+            f"the checkpoint {Path(actor_path).parent} has no EMA teacher for this run (missing {shard}). It was written "
+            "by another method, by another number of ranks, or in part. Resume with the settings that wrote it, or start "
             "afresh with trainer.resume_mode=disable and actor_rollout_ref.model.path set to exported weights."
         )
 
@@ -38,12 +38,13 @@ def require_teacher(actor_path: str, world_size: int, rank: int) -> None:
 def prune(folder: Path, keep: int | None) -> list[Path]:
     """Remove old checkpoints, oldest first, each as a whole, and return the folders that this call removed.
 
-    folder: trainer.default_local_dir. keep: how many complete checkpoints stay, counted back from the one that the tracker
-    names; None, 0 or less removes nothing, and so does a folder without a tracker. What is newer than the tracker's step stays:
-    it may be half written. What is incomplete goes once it is older than the oldest checkpoint that stays.
+    folder: trainer.default_local_dir. keep: how many complete checkpoints stay, counted back from the one that the
+    tracker names; None, 0 or less removes nothing, and so does a folder without a tracker. What is newer than the
+    tracker's step stays: it may be half written. What is incomplete goes once it is older than the oldest checkpoint
+    that stays.
 
-    Several processes may call this at once: each folder is renamed first, which only one of them can do. A folder that cannot
-    be removed is a warning and no error, since the run itself is well.
+    Several processes may call this at once: each folder is renamed first, which only one of them can do. A folder that
+    cannot be removed is a warning and no error, since the run itself is well.
     """
     latest = _tracked_step(folder)
     if keep is None or keep <= 0 or latest is None:

@@ -10,7 +10,7 @@ import numpy as np
 class JsonLines:
     """A backend of verl's Tracking that appends: a resumed run continues the file of the run that it resumes.
 
-    Lines of steps after the checkpoint were written by the interrupted run and will be written again, so they are dropped.
+    Lines of steps after the checkpoint were written by the interrupted run. They will be written again, so they go.
     """
 
     def __init__(self, path: str, resumed_step: int):

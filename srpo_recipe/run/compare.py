@@ -1,7 +1,7 @@
 """Several runs side by side: `python -m srpo_recipe.run.compare DIR` reads DIR/*/summary.json and their metrics.
 
-Writes DIR/comparison.md (one row per method, mean and spread over seeds), DIR/comparison.json and DIR/comparison.png, the
-laptop edition of the paper's Figure 1: held-out accuracy against steps, and the teacher's entropy.
+Writes DIR/comparison.md (one row per method, mean and spread over seeds), DIR/comparison.json and DIR/comparison.png,
+the laptop edition of the paper's Figure 1: held-out accuracy against steps, and the teacher's entropy.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from srpo_recipe.records.figures import COLORS, _pyplot
+from srpo_recipe.records.figures import COLORS, pyplot
 from srpo_recipe.records.metrics_file import read_lines
 from srpo_recipe.run.summary import series
 
@@ -55,7 +55,8 @@ def row(method: str, runs: list[dict]) -> dict:
 def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| method | seeds | steps | before | best of the mean (step) | last, mean | spread | last by seed | seconds a run |",
+        "| method | seeds | steps | before | best of the mean (step) | last, mean | spread | last by seed | "
+        "seconds a run |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
@@ -63,20 +64,21 @@ def table(rows: list[dict]) -> str:
         by_seed = " ".join(f"{100 * value:.1f}" for value in r["last_by_seed"])
         lines.append(
             f"| {r['method']} | {' '.join(map(str, r['seeds']))} | {r['steps']} | {100 * r['before']:.1f} | "
-            f"{100 * r['best']:.1f} ({r['best_step']}) | {100 * r['last']:.1f} | {spread} | {by_seed} | {r['seconds']:.0f} |"
+            f"{100 * r['best']:.1f} ({r['best_step']}) | {100 * r['last']:.1f} | {spread} | {by_seed} | "
+            f"{r['seconds']:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def draw(runs: dict[str, list[dict]], path: Path) -> None:
     """Accuracy, teacher entropy and response length against steps: mean over seeds, band from the worst to the best."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.5))
     for method, found in runs.items():
         panels = (found[0]["metric"], "actor/distill/teacher_entropy", "route/response_length")
         for axis, key in zip(axes, panels, strict=True):
             steps, values = curve(found, key)
-            if not len(steps) or (key == panels[1] and not values.any()):
+            if not len(steps):
                 continue
             color = COLORS.get(method)
             axis.plot(steps, values.mean(0), color=color, label=f"{method}, {len(found)} seed{'s' * (len(found) > 1)}")

@@ -1,24 +1,21 @@
-"""What a user sees while a run trains: metrics of the routing, one dense line a step, plain warnings, JSON lines."""
+"""What a user sees while a run trains: one dense line a step, and plain warnings when the method does nothing."""
 
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from srpo_recipe.run.routing_metrics import _mean
 from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.verify.failures import FOLDER
 
-if TYPE_CHECKING:
-    pass
-
-
-DISTILL_SUMS = ("actor/distill/loss", "actor/distill/token_share")  # 0 where nothing is distilled; the rest are means
 FIRST_STEPS = 5  # the response length that later steps are compared with is the mean of these
 
 
 class StepLog:
-    """Prints one line a step, and says in plain words when the method does nothing."""
+    """Prints one line a step, and says in plain words when the method does nothing.
+
+    Metrics of the distilled tokens (actor/distill/*) are absent where nothing was distilled: the mean over no token is
+    not 0.
+    """
 
     def __init__(self, config, srpo: SRPOConfig):
         self.srpo = srpo
@@ -29,80 +26,103 @@ class StepLog:
         self.warned: dict[str, int] = {}
 
     def write(self, step: int, total: int, metrics: dict, timing: dict) -> None:
-        """Add the run's clock to the metrics and print the step. metrics: this step's, under their final names."""
+        """Add the run's clock and the weights' spread to the metrics and print the step.
+
+        metrics: this step's, under their final names; timing: seconds by stage, with "step" and, after a validation,
+        "testing".
+        """
         metrics["run/seconds_since_start"] = time.time() - self.started
-        if metrics["route/distill_share"] == 0.0:
-            for key in [key for key in metrics if key.startswith("actor/distill/") and key not in DISTILL_SUMS]:
-                del metrics[key]  # the mean over no token is not 0
+        mean, square = metrics.get("actor/distill/weight_mean"), metrics.get("actor/distill/weight_square")
+        if mean is not None and square is not None:
+            metrics["actor/distill/weight_std"] = max(square - mean**2, 0.0) ** 0.5
         self.seconds.append(timing["step"] + timing.get("testing", 0.0))
-        weight = metrics.get("actor/distill/weight_square")
-        mean = metrics.get("actor/distill/weight_mean", 0.0)
-        if weight is not None:
-            metrics["actor/distill/weight_std"] = max(weight - mean**2, 0.0) ** 0.5
-        for name, text in (("eta", self._line(step, total, metrics)), *self._warnings(metrics)):
-            if name == "eta" or self._due(name, step):
-                print(text, flush=True)
+        print(self._line(step, total, metrics), flush=True)
+        found = {**self._failures(metrics), **self._idleness(metrics), **self._length_collapse(metrics)}
+        for name, text in found.items():
+            if self._due(name):
+                print(f"WARNING {text}", flush=True)
 
     def _line(self, step: int, total: int, m: dict) -> str:
         left = (total - step) * float(np.median(self.seconds[-20:]))
+        held_out = [
+            f"held-out {m[key]:.3f}" for key in sorted(m) if key.startswith("val-core/") and "/acc/mean@" in key
+        ]
+        weight, spread = (_shown(m, f"actor/distill/weight_{name}", ".2f") for name in ("mean", "std"))
         parts = [
             f"step {step}/{total}",
             f"reward {m['route/reward']:.3f}",
+            *held_out,
             f"routed {m['route/distill_share']:.0%}",
             f"teacher {m['route/teacher_available_share']:.0%}",
-            f"w {m.get('actor/distill/weight_mean', 0.0):.2f}±{m.get('actor/distill/weight_std', 0.0):.2f}",
-            f"H {m.get('actor/distill/teacher_entropy', 0.0):.3f}",
+            f"w {weight}±{spread}",
+            f"H {_shown(m, 'actor/distill/teacher_entropy', '.3f')}",
             f"len grpo {m['route/response_length_policy']:.0f} sdpo {m['route/response_length_distill']:.0f}",
-            f"ema {m.get('actor/ema_distance', 0.0):.4f}",
+            f"ema {_shown(m, 'actor/ema_distance', '.4f')}",
             f"{self.seconds[-1]:.1f} s",
             f"{int(left) // 60}:{int(left) % 60:02d} left",
         ]
-        for key in sorted(m):
-            if key.startswith("val-core/") and "/acc/mean@" in key:
-                parts.insert(2, f"held-out {m[key]:.3f}")
+        if skipped := _skipped(m):
+            parts.insert(1, skipped)
         return " | ".join(parts)
 
-    def _due(self, name: str, step: int) -> bool:
-        """Repeat a warning at the 1st, 10th, 100th ... step on which it holds."""
+    def _due(self, name: str) -> bool:
+        """Whether this warning is printed: at the 1st, 10th, 100th ... step on which it holds."""
         self.warned[name] = self.warned.get(name, 0) + 1
-        count = self.warned[name]
-        return str(count).strip("0") == "1"
+        return str(self.warned[name]).strip("0") == "1"
 
-    def _warnings(self, m: dict) -> list[tuple[str, str]]:
-        found = []
+    def _failures(self, m: dict) -> dict[str, str]:
+        """Warnings of what went wrong in this step, by name."""
+        found = {}
         missing = self.expected_rollouts - m["route/rollouts"]
         if missing > 0:
-            found.append(
-                ("missing", f"{missing} of {self.expected_rollouts} rollouts failed and take no part in the step")
-            )
-        if m["route/correct_share"] == 0.0:
-            found.append(("wrong", "no rollout was correct: all groups are wrong and there is nothing to learn from"))
-        elif m["route/correct_share"] == 1.0:
-            found.append(("right", "every rollout was correct: no failures to learn from"))
-        elif self.srpo.needs_teacher and m["route/teacher_available_share"] == 0.0:
-            found.append(("teacher", "no rollout has a correct sibling: the self-teacher does nothing"))
-        elif self.srpo.needs_teacher and m["route/distill_share"] == 0.0:
-            found.append(("route", f"no rollout took the distillation route of {self.srpo.route}"))
-        if self.srpo.beta > 0 and m["route/distill_share"] > 0 and m.get("actor/distill/weight_std", 1.0) < 1e-3:
-            found.append(
-                ("weights", "all token weights are equal: the teacher is equally sure everywhere, beta does nothing")
-            )
-        if failed := m.get("reward/timeouts", 0) + m.get("reward/crashes", 0):
-            found.append(
-                (
-                    "failed",
-                    f"{failed:.0f} verifications timed out or crashed, reward 0: see {FOLDER}/ in the run's folder",
-                )
+            found["missing"] = f"{missing} of {self.expected_rollouts} rollouts failed and take no part in the step"
+        if skipped := _skipped(m):
+            found["skipped"] = f"{skipped}; such a step moves neither the weights nor the teacher nor the learning rate"
+        if failed := sum(m.get(f"reward/{cause}", 0) for cause in ("timeouts", "crashes", "not_finite")):
+            found["failed"] = (
+                f"{failed:.0f} verifications timed out, crashed or gave a reward that is no finite number, reward 0: "
+                f"see {FOLDER}/ in the run's folder"
             )
         if m.get("reward/unparsed") == m["route/rollouts"]:
-            found.append(("unparsed", "no response holds an answer that the verifier can read"))
+            found["unparsed"] = "no response holds an answer that the verifier can read"
         if m["route/rerouted"]:
-            found.append(("budget", f"{m['route/rerouted']:.0f} teacher prompts did not fit: rows went to GRPO"))
+            found["budget"] = f"{m['route/rerouted']:.0f} teacher prompts did not fit: rows went to GRPO"
+        return found
+
+    def _idleness(self, m: dict) -> dict[str, str]:
+        """Warnings of a method that does nothing in this step, by name."""
+        found = {}
+        distils = m["route/distill_share"] > 0
+        if m["route/correct_share"] == 0.0:
+            found["wrong"] = "no rollout was correct: all groups are wrong and there is nothing to learn from"
+        elif m["route/correct_share"] == 1.0:
+            found["right"] = "every rollout was correct: no failures to learn from"
+        elif self.srpo.needs_teacher and m["route/teacher_available_share"] == 0.0:
+            found["teacher"] = "no rollout has a correct sibling: the self-teacher does nothing"
+        elif self.srpo.needs_teacher and not distils:
+            found["route"] = f"no rollout took the distillation route of {self.srpo.route}"
+        if self.srpo.beta > 0 and distils and m.get("actor/distill/weight_std", 1.0) < 1e-3:
+            found["weights"] = "all token weights are equal: the teacher is equally sure everywhere, beta does nothing"
+        return found
+
+    def _length_collapse(self, m: dict) -> dict[str, str]:
+        """The warning of responses that are far shorter than those of the first steps."""
         length = m["route/response_length"]
         if len(self.first_lengths) < FIRST_STEPS:
             self.first_lengths.append(length)
-        elif length < self.srpo.collapse_ratio * (first := _mean(self.first_lengths)):
-            found.append(
-                ("length", f"responses shrank from {first:.0f} to {length:.0f} tokens: watch for length collapse")
-            )
-        return [(name, f"WARNING {text}") for name, text in found]
+            return {}
+        first = float(np.mean(self.first_lengths))
+        if length >= self.srpo.collapse_ratio * first:
+            return {}
+        return {"length": f"responses shrank from {first:.0f} to {length:.0f} tokens: watch for length collapse"}
+
+
+def _shown(metrics: dict, key: str, form: str) -> str:
+    """The metric in this format, or a dash where there is none."""
+    return format(metrics[key], form) if key in metrics else "-"
+
+
+def _skipped(metrics: dict) -> str:
+    """Says that optimiser steps of this batch were skipped; empty where none was."""
+    count = round(metrics.get("actor/optimizer/skipped_steps", 0))
+    return f"skipped {count} optimiser step{'s' * (count > 1)}: gradient not finite" if count else ""

@@ -1,7 +1,7 @@
 """Stops a run between two steps: a checkpoint, the step's metrics, and an exit status of its own.
 
-Whoever wants a run to end writes the file `run.stop_file` (Slurm's launcher does, when the time limit is near). The trainer
-looks for it after each step, on whatever node it runs, so the file lies on a file system that all nodes share.
+Whoever wants a run to end writes the file `run.stop_file` (Slurm's launcher does, when the time limit is near). The
+trainer looks for it after each step, on whatever node it runs, so the file lies on a file system that all nodes share.
 """
 
 from pathlib import Path

@@ -1,13 +1,15 @@
-"""What a run ends with: accuracy before and after, the routed share by step, a picture, and one JSON object for scripts."""
+"""What a run ends with: accuracy before and after, the routed share by step, a picture, and one JSON object for
+scripts."""
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from srpo_recipe.records.figures import _pyplot
+from srpo_recipe.records.figures import pyplot
 from srpo_recipe.records.metrics_file import read_lines
 
 HELD_OUT = re.compile(r"^val-core/(?P<source>.+)/(acc|reward)/mean@(?P<k>\d+)$")
@@ -32,47 +34,65 @@ def held_out_name(key: str) -> str:
 
 
 def summarise(config: DictConfig) -> dict[str, Any]:
-    """Draw the curve, print what a reader wants first, and return the object that is printed last. Writes summary.json."""
+    """Draw the curve, print what a reader wants first, and return the object that is printed last. Writes summary.json.
+
+    A run that only validated (trainer.val_only) has its accuracy, no step and no curve. Raises RuntimeError for a run
+    that logged neither a training step nor a held-out accuracy.
+    """
     run_dir = Path(config.run.dir)
     metrics_path, plot_path = run_dir / "metrics.jsonl", run_dir / "curve.png"
     lines = read_lines(metrics_path)
     train = [line for line in lines if "route/distill_share" in line]
-    if not train:
-        raise RuntimeError(f"{metrics_path} holds no training step; was trainer.total_training_steps already reached?")
     key = held_out_key(lines)
-    _, accuracy = series(lines, key) if key else ([], [])
-    _, shares = series(lines, "route/distill_share")
+    if not train and not key:
+        raise RuntimeError(
+            f"{metrics_path} holds no training step and no held-out accuracy; was trainer.total_training_steps already "
+            "reached?"
+        )
+    accuracy = series(lines, key)[1] if key else []
     rule = config.srpo.verifier
-    verifier = f"{rule.name}, {rule.mode}" if rule.name is not None else None
     summary = {
         "method": config.method.name,
         "seed": config.srpo.seed,
-        "steps": train[-1]["step"],
+        "steps": train[-1]["step"] if train else lines[-1]["step"],
         "before": accuracy[0] if accuracy else None,
         "after": accuracy[-1] if accuracy else None,
         "metric": key,
-        "verifier": verifier,
-        "seconds": round(train[-1]["run/seconds_since_start"], 1),
-        "first_step_seconds": round(train[0]["run/seconds_since_start"], 1),
-        "routed_share_first": shares[0],
-        "routed_share_last": shares[-1],
+        "verifier": f"{rule.name}, {rule.mode}" if rule.name is not None else None,
+        "seconds": round(train[-1]["run/seconds_since_start"] if train else time.time() - config.run.started_at, 1),
+        "first_step_seconds": round(train[0]["run/seconds_since_start"], 1) if train else None,
+        "routed_share_first": train[0]["route/distill_share"] if train else None,
+        "routed_share_last": train[-1]["route/distill_share"] if train else None,
         "metrics": str(metrics_path),
-        "plot": str(plot_path),
+        "plot": str(plot_path) if train else None,
     }
-    draw_run(lines, key, plot_path, f"{summary['method']}, seed {summary['seed']}")
+    if train:
+        draw_run(lines, key, plot_path, f"{summary['method']}, seed {summary['seed']}")
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    shown = [shares[i] for i in range(0, len(shares), max(1, len(shares) // 10))]
-    print(f"routed share by step ({len(shares)} steps): " + " ".join(f"{share:.0%}" for share in shown))
-    if key:
-        by = f" by the verifier {verifier}" if verifier else ""
-        print(f"held-out {held_out_name(key)}{by}: {accuracy[0]:.1%} before, {accuracy[-1]:.1%} after")
-    print(f"metrics {metrics_path}\ncurve   {plot_path}\nweights {config.trainer.default_local_dir}")
+    _show(summary, [line["route/distill_share"] for line in train], config.trainer.default_local_dir)
     return summary
+
+
+def _show(summary: dict[str, Any], shares: list[float], weights: str) -> None:
+    """Print the summary for a reader. shares: the routed share of each training step."""
+    if shares:
+        shown = [shares[i] for i in range(0, len(shares), max(1, len(shares) // 10))]
+        print(f"routed share by step ({len(shares)} steps): " + " ".join(f"{share:.0%}" for share in shown))
+    if key := summary["metric"]:
+        by = f" by the verifier {summary['verifier']}" if summary["verifier"] else ""
+        before, after, step = summary["before"], summary["after"], summary["steps"]
+        found = (
+            f"{before:.1%} before, {after:.1%} after" if shares else f"{after:.1%} at step {step}, nothing was trained"
+        )
+        print(f"held-out {held_out_name(key)}{by}: {found}")
+    print(f"metrics {summary['metrics']}")
+    if shares:
+        print(f"curve   {summary['plot']}\nweights {weights}")
 
 
 def draw_run(lines: list[dict], key: str | None, path: Path, title: str) -> None:
     """Accuracy and routed share above, teacher entropy and response length below, against steps."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 7), sharex=True)
     top.plot(*series(lines, "route/correct_share"), color="0.6", label="training, correct")
     if key:

@@ -14,7 +14,7 @@ FAILURE_FILE = "failure.txt"
 
 @contextmanager
 def ended_clearly(run_dir: str):
-    """Around the run: a failure's cause goes to failure.txt and is the last thing on the screen. Exits with status 1."""
+    """Around the run: a failure's cause goes to failure.txt and is the last thing on the screen; exit status 1."""
     path = Path(run_dir) / FAILURE_FILE
     path.unlink(missing_ok=True)
     try:

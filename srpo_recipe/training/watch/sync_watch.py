@@ -1,7 +1,8 @@
 """In a training worker: ends a weight sync that failed or stands still, which verl would wait for.
 
-A worker inside vLLM that fails while weights arrive leaves the sender blocked (bucketed_weight_transfer.py:164 has no time-out),
-while the error lies in a future that is read after the send (vllm_rollout.py:244). `SyncWatch` reads that future meanwhile.
+A worker inside vLLM that fails while weights arrive leaves the sender blocked (bucketed_weight_transfer.py:164 has no
+time-out), while the error lies in a future that is read after the send (vllm_rollout.py:244). `SyncWatch` reads that
+future meanwhile.
 """
 
 import concurrent.futures

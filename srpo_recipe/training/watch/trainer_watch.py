@@ -1,8 +1,8 @@
-"""In the trainer's process: ends a run that verl would go on waiting for, or would go on with as if nothing had happened.
+"""In the trainer's process: ends a run that verl would wait for, or would go on with as if nothing had happened.
 
 A dead vLLM engine fails the agent loops, and verl takes their groups for finished and trains on what is left
-(replay_buffer.py:91). A dead agent-loop worker leaves the trainer polling (replay_buffer.py:409). A thread looks for both every
-few seconds, and `Watchdog.check` looks once more before a batch of rollouts is used.
+(replay_buffer.py:91). A dead agent-loop worker leaves the trainer polling (replay_buffer.py:409). A thread looks for
+both every few seconds, and `Watchdog.check` looks once more before a batch of rollouts is used.
 """
 
 import re
@@ -69,8 +69,8 @@ class Watchdog:
         self.stage = before
 
     def _behind(self, error: Exception) -> str | None:
-        """The report of the dead worker behind an error. Its death is known a moment after the first call to it has failed,
-        and a node's death later still, so an error that tells of a lost connection is worth a wait."""
+        """The report of the dead worker behind an error. Its death is known a moment after the first call to it has
+        failed, and a node's death later still, so an error that tells of a lost connection is worth a wait."""
         deadline = time.monotonic() + (NODE_SECONDS if LOST.search(str(error)) else 0.0)
         while True:
             time.sleep(1.0)
