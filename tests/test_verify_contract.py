@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from srpo_recipe.verify import VERIFIERS
-from srpo_recipe.verify.__main__ import read
 from srpo_recipe.verify.contract import leaks, violations
 from srpo_recipe.verify.pool import VerifierPool
+from srpo_recipe.verify.score import read
 
 USERS = str(Path(__file__).with_name("verifiers_of_users.py"))
 

@@ -135,6 +135,4 @@ TASKS: dict[str, Task] = {
 
 def verifier_of(task: str) -> str:
     """The verifier of a benchmark task; any other name is a verifier's own."""
-    from srpo_recipe.data.tasks import TASKS
-
     return TASKS[task].verifier if task in TASKS else task

@@ -10,13 +10,10 @@ COLORS = {
 
 
 def pyplot():
-    """matplotlib's pyplot, drawing into files. It is imported here, since that costs a second."""
+    """matplotlib's pyplot, which takes a second to import, drawing into files alone."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import pyplot
 
-    return plt
-
-
-_pyplot = pyplot
+    return pyplot

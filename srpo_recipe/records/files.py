@@ -16,6 +16,27 @@ if TYPE_CHECKING:
 BATCH_ROWS = 2000
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write a file to; it becomes `path` when the block ends, and is removed when it raises.
+
+    The folder of `path` is made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def write_parquet(path: Path, rows: Iterable[dict[str, Any]], schema: "pa.Schema | None" = None) -> Path:
     """Write `rows` to `path`, which appears whole or not at all. Returns `path`; its folder is made.
 
@@ -25,18 +46,13 @@ def write_parquet(path: Path, rows: Iterable[dict[str, Any]], schema: "pa.Schema
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     remaining = iter(rows)
-    first = pa.Table.from_pylist(list(islice(remaining, BATCH_ROWS)), schema)
-    try:
+    with whole_file(path) as partial:
+        first = pa.Table.from_pylist(list(islice(remaining, BATCH_ROWS)), schema)
         with pq.ParquetWriter(partial, first.schema) as writer:
             writer.write_table(first)
             while batch := list(islice(remaining, BATCH_ROWS)):
                 writer.write_table(pa.Table.from_pylist(batch, first.schema))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -78,13 +94,3 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it: it appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -5,18 +5,18 @@
     pool.py                           runs a verifier under a hard limit of time and memory
     shaping.py                        optional terms on top of the verdict, off by default
     settings.py                       the section srpo.verifier
-    reward.py, failures.py            what verl's reward workers call, and what they keep of failed verifications
-    __main__.py                       the same from a shell: python -m srpo_recipe.verify
+    functions.py                      verifiers of the user's own, by name
+    failures.py                       what is kept of failed verifications
+    score.py                          responses from a file: python -m srpo_recipe.verify
 
-Nothing here imports verl, ray or torch.
+Nothing here imports verl, ray or torch. What verl's reward workers call is training/reward.py.
 """
 
-import importlib
-import importlib.util
-from pathlib import Path
+from importlib.util import find_spec
 
 from srpo_recipe.verify import choice, math, tool_use
 from srpo_recipe.verify.contract import FAILURES, MODES, Verdict, Verifier
+from srpo_recipe.verify.functions import function_at
 
 __all__ = ["FAILURES", "MODES", "VERIFIERS", "Verdict", "Verifier", "resolve"]
 
@@ -38,37 +38,18 @@ def resolve(name: str, mode: str = "strict") -> Verifier:
     if mode not in MODES:
         raise ValueError(f"verifier mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
     if name in VERIFIERS:
-        if name == "math" and importlib.util.find_spec("math_verify") is None:
+        if name == "math" and find_spec("math_verify") is None:
             raise ValueError("the verifier math needs math-verify: pip install 'srpo_recipe[math]'")
         return VERIFIERS[name][mode]
-    place, colon, function = name.rpartition(":")
-    if not colon or not place or not function:
+    place, _, function = name.rpartition(":")
+    if not place or not function:
         raise ValueError(
             f"verifier {name!r} is unknown; choose one of {', '.join(VERIFIERS)}, or name a function of your own: "
             "package.module:function or path/to/file.py:function"
         )
     if mode != "strict":
         raise ValueError(f"verifier {name!r} has no mode {mode!r}: a function of your own is always strict")
-    found = getattr(_load(place), function, None)
-    if not callable(found):
-        raise ValueError(f"verifier {name!r}: {place} holds no function {function!r}")
-    return found
-
-
-def _load(place: str):
-    """The module at a dotted name or a path."""
     try:
-        if not place.endswith(".py"):
-            return importlib.import_module(place)
-        path = Path(place).resolve()
-        if not path.is_file():
-            raise ValueError(f"verifier file {path} does not exist")
-        spec = importlib.util.spec_from_file_location(f"srpo_verifier_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ValueError(f"verifier module {place!r} cannot be imported: {type(error).__name__}: {error}") from error
+        return function_at(name)
+    except ValueError as error:
+        raise ValueError(f"verifier {name!r}: {error}") from error

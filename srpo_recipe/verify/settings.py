@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 from srpo_recipe.verify import MODES
 
 
-def _refuse_unless(*rules: tuple[bool, str]) -> None:
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
+def require(holds: bool, message: str) -> None:
+    """Raise ValueError with `message`, which has the mend, unless a condition holds."""
+    if not holds:
+        raise ValueError(message)
 
 
 @dataclass
@@ -27,12 +27,10 @@ class ShapingConfig:
     truncation_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        _refuse_unless(
-            (self.min_characters >= 0, "srpo.verifier.shaping.min_characters must not be negative"),
-            (
-                0.0 <= self.truncation_penalty <= 1.0,
-                f"srpo.verifier.shaping.truncation_penalty={self.truncation_penalty} must lie in [0, 1]",
-            ),
+        require(self.min_characters >= 0, "srpo.verifier.shaping.min_characters must not be negative")
+        require(
+            0.0 <= self.truncation_penalty <= 1.0,
+            f"srpo.verifier.shaping.truncation_penalty={self.truncation_penalty} must lie in [0, 1]",
         )
 
 
@@ -54,15 +52,13 @@ class VerifierConfig:
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
 
     def __post_init__(self) -> None:
-        _refuse_unless(
-            (self.mode in MODES, f"srpo.verifier.mode={self.mode!r} is unknown; choose one of {', '.join(MODES)}"),
-            (
-                0.0 < self.time_limit < math.inf,
-                f"srpo.verifier.time_limit={self.time_limit} must be positive and finite: hostile answers need a limit",
-            ),
-            (self.processes > 0, f"srpo.verifier.processes={self.processes} must be positive"),
-            (self.memory_mb >= 0, f"srpo.verifier.memory_mb={self.memory_mb} must be positive, or 0 for no limit"),
+        require(self.mode in MODES, f"srpo.verifier.mode={self.mode!r} is unknown; choose one of {', '.join(MODES)}")
+        require(
+            0.0 < self.time_limit < math.inf,
+            f"srpo.verifier.time_limit={self.time_limit} must be positive and finite: hostile answers need a limit",
         )
+        require(self.processes > 0, f"srpo.verifier.processes={self.processes} must be positive")
+        require(self.memory_mb >= 0, f"srpo.verifier.memory_mb={self.memory_mb} must be positive, or 0 for no limit")
 
 
 def from_plain(section: Any) -> VerifierConfig:
@@ -70,3 +66,8 @@ def from_plain(section: Any) -> VerifierConfig:
     settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(VerifierConfig), section))
     assert isinstance(settings, VerifierConfig)
     return settings
+
+
+def _refuse_unless(*rules: tuple[bool, str]) -> None:
+    for rule in rules:
+        require(*rule)

@@ -1,0 +1,33 @@
+"""Functions of the user's, by name: package.module:function or path/to/file.py:function."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+
+def function_at(name: str) -> Callable:
+    """The function that `name` points to. Raises ValueError with the reason when it cannot be had."""
+    place, _, function = name.rpartition(":")
+    found = getattr(_module(place), function, None)
+    if not callable(found):
+        raise ValueError(f"{place} holds no function {function!r}")
+    return found
+
+
+def _module(place: str) -> ModuleType:
+    """The module at a dotted name or a path."""
+    path = Path(place).resolve()
+    if place.endswith(".py") and not path.is_file():
+        raise ValueError(f"the file {path} does not exist")
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        spec = importlib.util.spec_from_file_location(f"srpo_user_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except Exception as error:
+        raise ValueError(f"the module {place!r} cannot be imported: {type(error).__name__}: {error}") from error
