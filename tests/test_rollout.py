@@ -1,183 +1,138 @@
-"""The group's one trip: the rows that GroupWorker stores are verl's own, and each rollout is scored on its own text."""
+"""The group's one trip: the rows that GroupWorker stores are verl's own, each rollout is scored on its own text, and greedy
+means greedy.
+"""
 
 import asyncio
-from pathlib import Path
 
 import pytest
-import torch
-import transfer_queue
-from omegaconf import OmegaConf
+from rollout_worker import PROMPT, Engine, Queue, make_worker, register_loops, run_prompt
 from tensordict import TensorDict
+from torch import Tensor
 from transformers import AutoTokenizer
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
 
-import srpo_recipe
+from srpo_recipe.training.agent_loop import SeededSingleTurnAgentLoop
 from srpo_recipe.training.group_rollout import GroupWorker, _VerlWorker
 
-TINY = Path(srpo_recipe.__file__).parent / "assets" / "tiny_qwen3"
-PROMPT = {
-    "uid": "u7", "index": 3, "global_steps": 5, "data_source": "sums", "raw_prompt": [{"role": "user", "content": "1+2=?"}],
-    "reward_model": {"style": "rule", "ground_truth": "3"}, "extra_info": {"index": 3, "split": "train"},
-}  # fmt: skip
+
+class OneByOne(SeededSingleTurnAgentLoop):
+    """The same loop, which asks for an instance of its own: verl's way."""
+
+    stateless = False
 
 
-def outputs(responses):
-    from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
-
-    return [
-        AgentLoopOutput(
-            prompt_ids=[5, 6, 7, 8],
-            response_ids=ids,
-            response_mask=[1] * len(ids),
-            response_logprobs=[-0.25 * place for place in range(len(ids))],
-            num_turns=2,
-            metrics=AgentLoopMetrics(generate_sequences=1.5),
-            reward_score=float(number),
-            extra_fields={"min_global_steps": 4, "max_global_steps": 5, "reward_extra_info": {"acc": number}},
-        )
-        for number, ids in enumerate(responses)
-    ]
-
-
-@pytest.fixture
-def worker():
-    made = GroupWorker.__new__(GroupWorker)
-    made.processor, made.reward_loop_worker_handles, made.distillation_enabled = None, None, False
-    made.mm_processor_kwargs = {}
-    return made
-
-
-@pytest.fixture
-def written(monkeypatch):
-    """What is put into the TransferQueue: {key: (fields of the row, tag)}."""
-    rows = {}
-
-    async def put(keys, fields, tags, partition_id):
-        assert partition_id == "train"
-        for number, (key, tag) in enumerate(zip(keys, tags, strict=True)):
-            rows[key] = ({name: fields[number].get(name) for name in fields.keys()}, tag)
-
-    monkeypatch.setattr(transfer_queue, "async_kv_batch_put", put)
-    return rows
+@pytest.fixture(autouse=True)
+def queue(monkeypatch):
+    register_loops(monkeypatch, one_by_one="test_rollout.OneByOne")
+    return Queue(monkeypatch)
 
 
 def plain(value):
-    value = getattr(value, "data", value) if not isinstance(value, (torch.Tensor, TensorDict)) else value
-    return value.tolist() if isinstance(value, torch.Tensor) else value
+    return value.tolist() if isinstance(value, Tensor) else value
 
 
-@pytest.mark.parametrize("responses", [[[9, 10, 11], [12], [13, 14]], [[9, 10], [11, 12]]], ids=["ragged", "even"])
-def test_the_rows_are_those_that_verl_would_write(worker, written, responses):
-    rows = [{**PROMPT, "session_id": session} for session in range(len(responses))]
-    for output, row in zip(outputs(responses), rows, strict=True):
-        asyncio.run(_VerlWorker._agent_loop_postprocess(worker, output, False, **row))
-    theirs = dict(written)
-    written.clear()
-    asyncio.run(worker._store(outputs(responses), rows, "train"))
-    assert list(written) == list(theirs) and len(theirs) == len(responses)
-    for key, (fields, tag) in theirs.items():
-        assert written[key][1] == tag
-        assert {name: plain(value) for name, value in written[key][0].items()} == {
-            name: plain(value) for name, value in fields.items()
-        }
+def stored(queue) -> dict:
+    """The rows, without the seconds that the clock gave them, and without the agent loop's name, which differs here."""
+    found = {}
+    for key, (fields, tag) in sorted(queue.rows.items()):
+        row = {name: plain(value) for name, value in fields.items() if not isinstance(value, TensorDict)}
+        row["metrics"] = sorted(row["metrics"])
+        row["extra_fields"] = {k: v for k, v in row["extra_fields"].items() if k != "agent_loop"}
+        found[key] = row, tag
+    return found
 
 
-def test_each_rollout_is_scored_on_its_own_text(worker):
-    """Through verl's own reward manager, on the padded batch that the group is sent as."""
-    from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
+def length(data_source, solution_str, ground_truth, extra_info):
+    return {"score": float(len(solution_str)), "acc": 0.0}
 
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
-    texts = ["1+2=3#3", "3#3", "1+2=3#3 and more"]
-    groups = outputs([tokenizer.encode(text, add_special_tokens=False) for text in texts])
+
+@pytest.mark.parametrize("answers", [["1+2=3#3", "3", "5#5", ""], ["3#3"] * 4], ids=["ragged", "even"])
+@pytest.mark.parametrize("score", [length, None], ids=["scored", "not scored"])
+@pytest.mark.parametrize("validate", [False, True])
+def test_the_rows_are_those_that_verl_would_write(queue, monkeypatch, answers, score, validate):
+    run_prompt(Engine(lambda session, _: answers[session]), score, validate=validate)
+    ours = stored(queue)
+    assert queue.partitions == {"val" if validate else "train"} and queue.statuses == ["running", "finished"]
+    theirs = Queue(monkeypatch)
+    run_prompt(Engine(lambda session, _: answers[session]), score, "one_by_one", validate)
+    assert theirs.partitions == queue.partitions and theirs.statuses == queue.statuses
+    assert ours == stored(theirs) and len(ours) == 4
+
+
+def test_each_rollout_is_scored_on_its_own_text_and_facts(queue):
+    """verl's reward manager writes what a loop found into extra_info, which the rows of a prompt share."""
+    tokenizer = AutoTokenizer.from_pretrained(Engine(None).tokenizer.name_or_path)
+    texts = ["1+2=3#3", "3#3", "1+2=3#3 and", "3"]
+    cut = tokenizer.encode("1+2=3#3 and mo", add_special_tokens=False)
     seen = []
 
-    def score(data_source, solution_str, ground_truth, extra_info):
-        seen.append((solution_str, ground_truth, extra_info["split"]))
+    async def score(data_source, solution_str, ground_truth, extra_info):
+        await asyncio.sleep(0.01)  # a verification takes its time: the others' have begun
+        seen.append((solution_str, ground_truth, extra_info["split"], extra_info["truncated"]))
         return {"score": float(len(solution_str)), "acc": 0.0}
 
-    class Handle:
-        class compute_score_batch:
-            @staticmethod
-            async def remote(data):
-                manager = NaiveRewardManager(OmegaConf.create({}), tokenizer, score)
-                return [await manager.run_single(data[row : row + 1]) for row in range(len(data))]
-
-    worker.reward_loop_worker_handles = [Handle]
-    rows = [{**PROMPT, "session_id": session} for session in range(len(texts))]
-    asyncio.run(worker._score(groups, rows))
-    decoded = [tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
-    assert seen == [(text, "3", "train") for text in decoded]
-    assert [output.reward_score for output in groups] == [float(len(text)) for text in decoded]
-    assert all(output.extra_fields["reward_extra_info"]["acc"] == 0.0 for output in groups)
+    run_prompt(Engine(lambda session, _: cut if session == 2 else texts[session]), score, response_length=len(cut))
+    expected = [(texts[0], False), (texts[1], False), (tokenizer.decode(cut), True), (texts[3], False)]
+    assert sorted(seen) == sorted((text, "3", "train", truncated) for text, truncated in expected)
+    assert [queue.reward(session) for session in range(4)] == [float(len(text)) for text, _ in expected]
+    assert all(queue.info(session)["acc"] == 0.0 for session in range(4))
+    assert "truncated" not in PROMPT["extra_info"], "the data's own row is not written into"
 
 
-def test_a_failed_rollout_fails_its_group_and_says_so(worker, monkeypatch, caplog):
-    """verl's replay buffer reads the status; the rollouts of the group that succeeded are not trained on without it."""
-    statuses = []
+def test_the_callers_prompt_is_not_changed(queue):
+    prompt = {**PROMPT, "agent_name": "seeded_single_turn", "__rollout_n__": 2}
 
-    async def put(key, partition_id, tag):
-        statuses.append((key, partition_id, tag["status"]))
+    async def run():
+        worker = make_worker(Engine(lambda *_: "3#3"))
+        await worker._run_prompt(prompt, {}, {"validate": False})
 
-    monkeypatch.setattr(transfer_queue, "async_kv_put", put)
-
-    class Loop:
-        async def run(self, sampling_params, session_id, **row):
-            if session_id == 1:
-                raise ValueError("the engine is gone")
-            return outputs([[9]])[0]
-
-    worker._loops = {"seeded_single_turn": Loop()}
-    worker.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": 2, "val_kwargs": {"n": 3}}}})
-    prompt = {**PROMPT, "agent_name": "seeded_single_turn"}
-    asyncio.run(worker._run_prompt(prompt, {}, {"validate": False}))
-    assert statuses == [("u7", "train", "running"), ("u7", "train", "failure")]
-    assert "the engine is gone" in caplog.text
-    assert prompt["agent_name"] == "seeded_single_turn", "the caller's prompt is not changed"
+    asyncio.run(run())
+    assert prompt == {**PROMPT, "agent_name": "seeded_single_turn", "__rollout_n__": 2} and len(queue.rows) == 2
 
 
-def test_a_loop_with_state_goes_verls_way(worker, monkeypatch):
+@pytest.mark.parametrize("loop, shared", [(SeededSingleTurnAgentLoop, True), (ToolAgentLoop, False), (OneByOne, False)])
+def test_a_loop_with_state_goes_verls_way(queue, monkeypatch, loop, shared):
     called = []
 
     async def theirs(self, prompt, sampling_params, trajectory, trace=False):
         called.append(prompt["uid"])
 
+    register_loops(monkeypatch, here=f"{loop.__module__}.{loop.__qualname__}")
     monkeypatch.setattr(_VerlWorker, "_run_prompt", theirs)
-    worker._loops = {}
-    asyncio.run(worker._run_prompt({**PROMPT, "agent_name": "single_turn_agent"}, {}, {"validate": False}))
-    assert called == ["u7"]
-    assert worker._loops == {"single_turn_agent": None}
+    worker = run_prompt(Engine(lambda *_: "3#3"), agent="here")
+    assert called == ([] if shared else ["u7"]) and (worker._loops["here"] is not None) == shared
 
 
-def test_workers_that_run_already_are_begun_and_what_they_raise_is_raised():
-    from srpo_recipe.training.group_manager import GroupManager, _Running
+# ------------------------------------------------------------------------------------------------------------------ greedy
 
-    class Worker:
-        """As a Ray handle: `begin.remote(...)` gives something to await."""
-
-        def __init__(self):
-            self.begin, self.given = self, None
-
-        async def remote(self, *args):
-            self.given = args
-            if args == ("bad",):
-                raise ValueError("no such model")
-
-    workers = [Worker(), Worker()]
-    running = _Running(list(workers))
-    assert running.options(name="any").remote("good", 1) is workers[0]
-    assert running.remote("bad") is workers[1]
-    manager = GroupManager.__new__(GroupManager)
-    manager.agent_loop_workers_class = running
-    manager.rollout_config = OmegaConf.create({"agent": {"num_workers": 0}})
-    with pytest.raises(ValueError, match="no such model"):
-        asyncio.run(_with_nodes(manager))
-    assert workers[0].given == ("good", 1)
+GIVEN = {"temperature": 0.6, "top_p": 0.9, "top_k": 5}
+GREEDY = {"temperature": 0, "top_p": 1.0, "top_k": -1}
+LOOPS = pytest.mark.parametrize("agent", ["seeded_single_turn", "one_by_one", "tool_agent"])
 
 
-async def _with_nodes(manager):
-    import ray
+def asked(engine) -> list[dict]:
+    return [{name: request["sampling_params"][name] for name in GREEDY} for request in engine.requests]
 
-    nodes, ray.nodes = ray.nodes, lambda: []
-    try:
-        await manager._init_agent_loop_workers()
-    finally:
-        ray.nodes = nodes
+
+@LOOPS
+@pytest.mark.parametrize("do_sample", [True, False])
+@pytest.mark.parametrize("validate", [True, False])
+def test_do_sample_false_makes_the_validation_greedy(queue, agent, do_sample, validate):
+    engine = Engine(lambda *_: "3#3")
+    run_prompt(engine, agent=agent, validate=validate, val_kwargs={"n": 2, "do_sample": do_sample})
+    greedy = validate and not do_sample
+    assert asked(engine) == [GREEDY if greedy else GIVEN] * (2 if validate else 4)
+
+
+@LOOPS
+@pytest.mark.parametrize("validate", [True, False])
+def test_a_row_may_ask_for_greedy_rollouts_in_training(queue, agent, validate):
+    engine = Engine(lambda *_: "3#3")
+    run_prompt(engine, agent=agent, validate=validate, prompt={"__do_sample__": False})
+    assert asked(engine) == [GIVEN if validate else GREEDY] * 4
+
+
+def test_verls_single_turn_loop_is_the_base_of_ours():
+    """What test_the_rows_are_those_that_verl_would_write compares with is verl's code but for the mixin."""
+    assert issubclass(OneByOne, SingleTurnAgentLoop) and issubclass(GroupWorker, _VerlWorker)

@@ -1,33 +1,70 @@
-"""verl's single-turn agent loop with a seed for every rollout."""
+"""verl's agent loops, fit for a self-teacher: seeded, under the method's system prompt, and telling what the student was shown.
+
+vLLM draws a request with its own generator when the request carries a seed, so what is sampled depends on the prompt, the step
+and the rollout's number, not on how requests met in a batch. A resumed run therefore draws what the uninterrupted one drew.
+"""
 
 import zlib
+from contextvars import ContextVar
 from typing import Any
 
-from verl.experimental.agent_loop.agent_loop import (
-    AgentLoopOutput,
-)
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
 
 from srpo_recipe.method.self_teacher import with_system_prompt
 
+# The chat of the rollout that runs in this task, empty until it is rendered: one instance of a loop may serve many rollouts.
+_student_chat: ContextVar[dict[str, Any] | None] = ContextVar("student_chat", default=None)
 
-class SeededSingleTurnAgentLoop(SingleTurnAgentLoop):
-    """One user turn, one response. Used through agent_loops.yaml as verl's default agent loop."""
 
-    # `run` keeps nothing between rollouts, so one instance serves them all.
-    stateless = True
+class TeachableLoop(AgentLoopBase):
+    """Stands before one of verl's agent loops among the base classes of a loop that the self-teacher can follow.
+
+    It puts `srpo.system_prompt` before a chat that has no system turn, seeds every rollout, and leaves in the output's
+    extra_fields:
+
+    student_chat: {"messages": [...], "tools": [...] or None}, as the student's prompt was rendered from them (an empty list of
+        tools stays one, since chat templates tell it from None). It is absent when the loop renders its prompt otherwise than
+        through verl's `ct_build_initial_tokens`.
+    truncated: whether generation stopped at the token limit that verl's server sets, rather than at an end of its own.
+    """
 
     async def run(self, sampling_params: dict[str, Any], **kwargs) -> AgentLoopOutput:
         srpo = self.config.srpo
         place = (srpo.seed, kwargs.get("global_steps"), kwargs.get("index"), kwargs.get("session_id"))
         seed = zlib.crc32("/".join(map(str, place)).encode())
         kwargs["raw_prompt"] = with_system_prompt(list(kwargs["raw_prompt"]), srpo.system_prompt)
-        output = await super().run({**sampling_params, "seed": seed}, **kwargs)
+        chat: dict[str, Any] = {}
+        token = _student_chat.set(chat)
+        try:
+            output = await super().run({**sampling_params, "seed": seed}, **kwargs)
+        finally:
+            _student_chat.reset(token)
+        if chat:
+            output.extra_fields["student_chat"] = chat
         output.extra_fields["truncated"] = self._truncated(output)
         return output
 
+    async def ct_build_initial_tokens(self, messages, tools=None, **kwargs) -> list[int]:
+        chat = _student_chat.get()
+        if chat is not None and not chat:
+            # copies: a loop of many turns goes on to write into its own lists
+            chat.update(messages=list(messages), tools=None if tools is None else list(tools))
+        return await super().ct_build_initial_tokens(messages, tools=tools, **kwargs)
+
     def _truncated(self, output: AgentLoopOutput) -> bool:
-        """Whether generation stopped at the token limit that verl's server sets, rather than at an end of its own."""
         room = self.prompt_length + self.response_length - len(output.prompt_ids)
         limit = max(1, min(self.response_length, room))
         return len(output.response_ids) >= limit and output.response_ids[-1] != self.tokenizer.eos_token_id
+
+
+class SeededSingleTurnAgentLoop(TeachableLoop, SingleTurnAgentLoop):
+    """One user turn, one response: the default agent loop."""
+
+    # `run` keeps nothing between rollouts, so one instance serves them all.
+    stateless = True
+
+
+class SeededToolAgentLoop(TeachableLoop, ToolAgentLoop):
+    """Tool calls and their answers, until the model answers without one or a limit is reached."""

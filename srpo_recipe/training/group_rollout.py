@@ -1,38 +1,48 @@
-"""The rollout's rim: verl's agent loops, one seed for every rollout, one trip for every group.
-
-vLLM draws a request with its own generator when the request carries a seed, so what is sampled depends on the prompt, the step
-and the rollout's number, not on how requests met in a batch. A resumed run therefore draws what the uninterrupted one drew.
+"""The rollout's rim: verl's agent loops, one trip for every group.
 
 verl's worker makes an agent loop, a call to a reward worker and a write to the TransferQueue for every rollout. The worker here
-does so once for all rollouts of a prompt, when the agent loop holds no state of its own; other loops run as in verl.
+does so once for all rollouts of a prompt, when the agent loop holds no state of its own; other loops run as in verl. Either way
+a rollout that fails costs no other one, a reward that is no number counts as a failed verification, and a stored row says which
+agent loop made it.
 """
 
 import asyncio
 import logging
 import random
+from collections.abc import Coroutine
+from contextvars import ContextVar
 from typing import Any
 
 import hydra
-import numpy as np
 import torch
 import transfer_queue as tq
-from tensordict import TensorDict
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from verl.experimental.agent_loop.agent_loop import (
     AgentLoopOutput,
     DictConfigWrap,
     ToolListWrap,
     _agent_loop_registry,
 )
-from verl.protocol import DataProto
-from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
-from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ, apply_greedy_sampling_params
 from verl.workers.rollout.replica import get_rollout_replica_class
+
+from srpo_recipe.training.group_batch import Group, queue_rows, reward_batch
 
 logger = logging.getLogger(__name__)
 # The class under verl's ray.remote decorator, which cannot be subclassed itself.
 _VerlWorker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__
+
+LARGEST = torch.finfo(torch.float32).max  # the queue holds rewards in fp32
+# What srpo_recipe.training.reward says of a verification that failed; entries of other reward functions are left as they are.
+FAILED = {"score": 0.0, "acc": 0.0, "answer": None, "parsed": False, "feedback": None}
+NOT_FINITE = "not_finite"
+
+_agent_name: ContextVar[str] = ContextVar("agent_name")  # of the rollout that runs in this task
+
+
+def _greedy(sampling_params: dict) -> dict:
+    params = dict(sampling_params)
+    apply_greedy_sampling_params(params)
+    return params
 
 
 class GroupWorker(_VerlWorker):
@@ -42,6 +52,8 @@ class GroupWorker(_VerlWorker):
 
     Made without arguments it is a process that imports what it will need and waits for `begin`.
     """
+
+    _named_not_finite = False  # whether the log has shown such a reward
 
     def __init__(self, *args, **kwargs):
         if args or kwargs:
@@ -80,108 +92,115 @@ class GroupWorker(_VerlWorker):
 
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
         """Roll out one prompt's group, score it, store it; the group's key tells verl's replay buffer how it went."""
-        loop = self._stateless_loop(prompt["agent_name"])
+        validate = trajectory["validate"]
+        if validate and not self.config.actor_rollout_ref.rollout.val_kwargs.do_sample:  # verl does not read it here
+            sampling_params = _greedy(sampling_params)
+        try:
+            loop = self._stateless_loop(prompt["agent_name"])
+        except Exception:
+            loop = None  # verl's way makes the loop for every rollout, and reports why it cannot
         if loop is None:
             return await super()._run_prompt(prompt, sampling_params, trajectory, trace)
-        uid, partition = prompt["uid"], "val" if trajectory["validate"] else "train"
+        uid, partition = prompt["uid"], "val" if validate else "train"
         await tq.async_kv_put(key=uid, partition_id=partition, tag={"status": "running"})
         try:
-            await self._run_group(loop, dict(prompt), sampling_params, partition)
-            status = "finished"
+            whole = await self._run_group(loop, dict(prompt), sampling_params, partition)
         except Exception:
-            logger.exception("Error in the rollouts of prompt uid=%s", uid)
-            status = "failure"
-        await tq.async_kv_put(key=uid, partition_id=partition, tag={"status": status})
+            logger.exception("The group of prompt uid=%s failed", uid)
+            whole = False
+        # The last word: the replay buffer takes the group's rows away on it.
+        await tq.async_kv_put(key=uid, partition_id=partition, tag={"status": "finished" if whole else "failure"})
 
-    async def _run_group(self, loop, prompt: dict, sampling_params: dict, partition: str) -> None:
+    async def _run_group(self, loop, prompt: dict, sampling_params: dict, partition: str) -> bool:
+        """Whether every rollout of the group was stored; those that fail are missing, the others are there."""
         rollout = self.config.actor_rollout_ref.rollout
         size = prompt.pop("__rollout_n__", rollout.val_kwargs.n if partition == "val" else rollout.n)
-        if not prompt.pop("__do_sample__", True):
-            sampling_params = {**sampling_params, "top_p": 1.0, "top_k": -1, "temperature": 0}
-        del prompt["agent_name"]
+        if not prompt.pop("__do_sample__", True) and partition == "train":
+            sampling_params = _greedy(sampling_params)
+        name = prompt.pop("agent_name")
         rows = [{**prompt, "session_id": session} for session in range(size)]
-        outputs = await asyncio.gather(*(loop.run(dict(sampling_params), **row) for row in rows))
-        await self._score(outputs, rows)
-        await self._store(outputs, rows, partition)
+        group = await _settled(rows, [loop.run(dict(sampling_params), **row) for row in rows])
+        for _, output in group:
+            output.extra_fields["agent_loop"] = name
+        group = await self._score(group)
+        for keys, fields, tags in queue_rows(group):
+            await tq.async_kv_batch_put(keys=keys, fields=fields, tags=tags, partition_id=partition)
+        return len(group) == size
 
-    async def _score(self, outputs: list[AgentLoopOutput], rows: list[dict]) -> None:
-        """Rewards of a group in one call to one of verl's reward workers; they go into `outputs`."""
-        if self.reward_loop_worker_handles is None:
+    async def _score(self, group: Group) -> Group:
+        """Rewards of a group in one call to one of verl's reward workers, or, where that fails, in one call for each rollout.
+        They go into the outputs; returns the rollouts that have one.
+        """
+        try:
+            await self._score_together([pair for pair in group if pair[1].reward_score is None])
+            for row, output in group:
+                self._take_finite(output, row)
+            return group
+        except Exception as error:
+            uid = group[0][0]["uid"]
+            logger.warning("%s in the verifications of prompt uid=%s: each is done alone", type(error).__name__, uid)
+
+        async def alone(row: dict, output: AgentLoopOutput) -> AgentLoopOutput:
+            await self._compute_score([output], row)
+            return output
+
+        return await _settled([row for row, _ in group], [alone(*pair) for pair in group])
+
+    async def _score_together(self, group: Group) -> None:
+        if self.reward_loop_worker_handles is None or not group:
             return
         started = asyncio.get_running_loop().time()
-        data = DataProto(
-            batch=_right_padded(outputs),
-            non_tensor_batch={
-                **{name: _objects([row[name] for row in rows]) for name in rows[0]},
-                "__num_turns__": np.array([output.num_turns for output in outputs]),
-                "tool_extra_fields": _objects([output.extra_fields for output in outputs]),
-                "prompt_len": np.array([len(output.prompt_ids) for output in outputs]),
-                "response_len": np.array([len(output.response_ids) for output in outputs]),
-            },
-        )
         worker = random.choice(self.reward_loop_worker_handles)
-        results = await worker.compute_score_batch.remote(data)
+        results = await worker.compute_score_batch.remote(reward_batch(group))
         seconds = asyncio.get_running_loop().time() - started
-        for output, result in zip(outputs, results, strict=True):
+        for (_, output), result in zip(group, results, strict=True):
             output.reward_score = result["reward_score"]
             output.extra_fields["reward_extra_info"] = result["reward_extra_info"]
             output.metrics.compute_score = seconds
 
-    async def _store(self, outputs: list[AgentLoopOutput], rows: list[dict], partition: str) -> None:
-        """Write the rows of a group in one go, with the keys, fields and tags that verl's trainer reads."""
-        fields, tags = [], []
-        for output, row in zip(outputs, rows, strict=True):
-            field = {**output.as_dict(), **row}
-            field.pop("multi_modal_data", None)
-            field["loss_mask"] = field["response_mask"]
-            field["input_ids"] = torch.cat([field["prompts"], field["responses"]])
-            field["position_ids"] = torch.arange(len(field["input_ids"]))
-            field["multi_modal_inputs"] = {}
-            fields.append(field)
-            steps = {name: field["extra_fields"].get(name) for name in ("min_global_steps", "max_global_steps")}
-            lengths = {"prompt_len": len(field["prompts"]), "response_len": len(field["responses"])}
-            tags.append(
-                {
-                    "status": "success",
-                    **lengths,
-                    "seq_len": sum(lengths.values()),
-                    "global_steps": row["global_steps"],
-                    **steps,
-                }
+    async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
+        """verl's scoring of a single rollout; kwargs: its row."""
+        await super()._compute_score(outputs, kwargs)
+        self._take_finite(outputs[-1], kwargs)
+
+    def _take_finite(self, output: AgentLoopOutput, row: dict) -> None:
+        """Turn a reward that is NaN or infinite in fp32 into a failed verification. Raises TypeError where there is none."""
+        score = output.reward_score
+        if score is None:
+            if self.reward_loop_worker_handles is None:
+                return  # a reward model of the trainer's own gives it later
+            raise TypeError("the reward function gave None where a number belongs")
+        if abs(score) <= LARGEST:
+            return
+        output.reward_score = 0.0
+        info = output.extra_fields.setdefault("reward_extra_info", {})
+        info.update({name: value for name, value in FAILED.items() if name in info}, failure=NOT_FINITE)
+        if not self._named_not_finite:
+            self._named_not_finite = True
+            logger.warning(
+                "The reward of rollout %s of prompt uid=%s (data_source %s) is %s: it counts as a failed verification, with "
+                "reward 0. Later ones are only counted.",
+                *(row.get(name) for name in ("session_id", "uid", "data_source")),
+                score,
             )
-        await tq.async_kv_batch_put(
-            keys=[f"{row['uid']}_{row['session_id']}_0" for row in rows],
-            fields=list_of_dict_to_tensordict(fields),
-            tags=tags,
-            partition_id=partition,
-        )
+
+    async def _run_agent_loop(self, sampling_params: dict, trajectory: dict, *, agent_name: str, **kwargs):
+        """verl's way of a single rollout, in a task of its own."""
+        _agent_name.set(agent_name)
+        return await super()._run_agent_loop(sampling_params, trajectory, agent_name=agent_name, **kwargs)
+
+    async def _agent_loop_postprocess(self, output: AgentLoopOutput | list[AgentLoopOutput], validate, **kwargs):
+        for one in output if isinstance(output, list) else [output]:
+            one.extra_fields["agent_loop"] = _agent_name.get()
+        return await super()._agent_loop_postprocess(output, validate, **kwargs)
 
 
-def _objects(values: list) -> np.ndarray:
-    """A one-dimensional array of Python objects, whatever they hold."""
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
-
-
-def _right_padded(outputs: list[AgentLoopOutput]) -> TensorDict:
-    """The group's tensors as verl's reward managers read them: all rows share the prompt, so that the last
-    max-response-length places of the attention mask are the response's.
-    """
-    prompts = [torch.tensor(output.prompt_ids) for output in outputs]
-    responses = [torch.tensor(output.response_ids, dtype=torch.int64) for output in outputs]
-    inputs = [torch.cat(pair) for pair in zip(prompts, responses, strict=True)]
-
-    def pad(tensors: list[Tensor]) -> Tensor:
-        return pad_sequence(tensors, batch_first=True)
-
-    return TensorDict(
-        {
-            "prompts": pad(prompts),
-            "responses": pad(responses),
-            "input_ids": pad(inputs),
-            "attention_mask": pad([torch.ones_like(ids) for ids in inputs]),
-            "position_ids": pad([torch.arange(len(ids)) for ids in inputs]),
-        },
-        batch_size=len(outputs),
-    )
+async def _settled(rows: list[dict], rollouts: list[Coroutine[Any, Any, AgentLoopOutput]]) -> Group:
+    """Wait for all of `rollouts`; returns those that succeed beside their rows. Of each other one the log shows the traceback."""
+    group: Group = []
+    for row, result in zip(rows, await asyncio.gather(*rollouts, return_exceptions=True), strict=True):
+        if isinstance(result, BaseException):
+            logger.error("Rollout %d of prompt uid=%s failed", row["session_id"], row["uid"], exc_info=result)
+        else:
+            group.append((row, result))
+    return group
