@@ -10,8 +10,9 @@ import pytest
 from data_rows import LETTERS, names, published, question, run, tool_use, write_lines, written
 
 from srpo_recipe.data import sources
-from srpo_recipe.data.formats import SCIKNOWEVAL_SYSTEM, bare, fill
+from srpo_recipe.data.formats import SCIKNOWEVAL_SYSTEM, bare
 from srpo_recipe.data.tasks import TASKS
+from srpo_recipe.method.chat import fill
 from srpo_recipe.verify import VERIFIERS
 
 needs_math = pytest.mark.skipif(find_spec("math_verify") is None, reason="math-verify is not installed (WITH=math)")
@@ -363,7 +364,8 @@ def test_requests_that_do_not_fit_are_refused_with_the_mend(tmp_path, capsys, ar
 
 
 def test_braces_of_a_value_are_no_fields():
-    assert fill(r"{a} {b} {c} \boxed{}", {"a": "{b}", "b": "2"}) == r"{b} 2 {c} \boxed{}"
+    assert fill(r"{a} {b} {c} \boxed{}", a="{b}", b="2") == r"{b} 2 {c} \boxed{}"
+    assert fill("{template} {self}", template="a column", self="may be called so") == "a column may be called so"
 
 
 # ---- which files ----

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from srpo_recipe.data.formats import Example, fill
+from srpo_recipe.data.formats import Example
 from srpo_recipe.data.problems import BadRow, Refused, shown
+from srpo_recipe.method.chat import fill
 from srpo_recipe.records.files import sha256
 from srpo_recipe.verify import Verdict, Verifier
 from srpo_recipe.verify.pool import VerifierPool
@@ -78,7 +79,7 @@ def gold_response(verifier: str, template: str | None) -> Callable[[str], str] |
         return GOLD_RESPONSES.get(verifier)
     if "{answer}" not in template:
         raise Refused(f"the gold response {template!r} lacks {{answer}}")
-    return lambda truth: fill(template, {"answer": truth})
+    return lambda truth: fill(template, answer=truth)
 
 
 @contextmanager

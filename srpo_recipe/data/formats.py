@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from srpo_recipe.data.problems import BadRow, Refused, shown
 from srpo_recipe.data.readers import Row
 from srpo_recipe.data.tasks import MATH_TEMPLATE, Hub
+from srpo_recipe.method.chat import fill, with_system_prompt
 
 # SciKnowEval's rows carry no chat prompt. These are the turns of the published splits, word for word: the published
 # numbers were measured with them.
@@ -83,8 +84,7 @@ def take(row: Mapping[str, Any], key: str, kind: type | tuple[type, ...] = str, 
 
 def chat(prompt: str, system: str | None) -> list[dict[str, str]]:
     """The messages of a single-turn prompt; no system turn when there is no text for one."""
-    turns = [{"role": "system", "content": system}] if system else []
-    return [*turns, {"role": "user", "content": prompt}]
+    return with_system_prompt([{"role": "user", "content": prompt}], system or None)
 
 
 # ---- converters ----
@@ -127,7 +127,7 @@ class SciKnowEval:
         if len(labels) != len(texts):
             raise BadRow("choices", "as many labels as texts", f"{len(labels)} and {len(texts)}")
         options = "\n".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True))
-        prompt = fill(SCIKNOWEVAL_TEMPLATE, {"question": take(row, "question"), "options": options})
+        prompt = fill(SCIKNOWEVAL_TEMPLATE, question=take(row, "question"), options=options)
         return Example(chat(prompt, SCIKNOWEVAL_SYSTEM), take(row, "answerKey"), str(position))
 
 
@@ -149,7 +149,7 @@ class MathProblems:
         answer = take(row, self.hub.answer, (str, int, list))
         if isinstance(answer, list):  # several answers make one set of them
             answer = ", ".join(bare(take({"answer": one}, "answer")) for one in answer)
-        prompt = fill(MATH_TEMPLATE, {"problem": take(row, self.hub.problem).strip()})
+        prompt = fill(MATH_TEMPLATE, problem=take(row, self.hub.problem).strip())
         name = take(row, self.hub.id, (str, int)) if self.hub.id else position
         return Example(chat(prompt, None), bare(str(answer)), str(name))
 
@@ -190,7 +190,7 @@ class Columns:
         system = take(row, self.mapping["system"], (str, type(None))) if "system" in self.mapping else self.system
         name = take(row, self.mapping["id"], (str, int)) if "id" in self.mapping else position
         answer = take(row, self.mapping["answer"], (str, int))
-        return Example(chat(fill(self.template, values), system), str(answer), str(name))
+        return Example(chat(fill(self.template, **values), system), str(answer), str(name))
 
 
 @dataclass(frozen=True)
@@ -221,12 +221,6 @@ _TURN = ("role", "content")
 
 
 # ---- text ----
-
-
-def fill(template: str, values: Mapping[str, str]) -> str:
-    """`template` with each {name} of `values` replaced, once: braces within a value stay. Other braces stay too."""
-    names = "|".join(re.escape(name) for name in sorted(values, key=len, reverse=True))
-    return re.sub(r"\{(" + names + r")\}", lambda match: values[match.group(1)], template) if names else template
 
 
 def bare(answer: str) -> str:

@@ -4,10 +4,10 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from importlib.metadata import version
 from typing import Any
 
 from srpo_recipe.data.formats import Example
+from srpo_recipe.machine import installed_version
 
 # More distinct answers than this are counted, and the most frequent ones named.
 ANSWERS_NAMED = 12
@@ -83,9 +83,9 @@ def overlap(train: SplitSummary, test: SplitSummary) -> list[dict[str, Any]]:
     ]
 
 
-def versions() -> dict[str, str]:
+def versions() -> dict[str, str | None]:
     """Of what the bytes of the output depend on."""
-    return {name: version(name) for name in ("pyarrow", "datasets")}
+    return {name: installed_version(name) for name in ("pyarrow", "datasets")}
 
 
 def table(manifest: dict[str, Any]) -> str:
