@@ -1,8 +1,8 @@
 """verl imports this module in every process that imports verl (entry point group `verl.plugins`).
 
-It makes a machine without an accelerator usable; the method itself is registered by importing
-`srpo_recipe.training.step` and `srpo_recipe.training.worker` where they are used, since that costs seconds. verl
-swallows whatever a plugin raises (verl/__init__.py:79, logged at DEBUG), so failures are reported here.
+It makes a machine without an accelerator usable. The method itself is registered by `srpo_recipe.training.register`, in
+the processes that use it, since that costs seconds. verl swallows whatever a plugin raises (verl/__init__.py:79, logged
+at DEBUG), so failures are reported here.
 """
 
 import sys

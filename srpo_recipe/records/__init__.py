@@ -1,0 +1,1 @@
+"""What is on disk, each format once: files written whole, checkpoints, metrics, tables and figures."""
