@@ -2,39 +2,27 @@
 
 import ast
 import itertools
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 
 import pytest
+from config_files import BASE, BENCHMARKS, CONFIG, GROUPS, changed, composed, leaves, raw
 from hydra import compose, initialize_config_module
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError
 
 import srpo_recipe
+from srpo_recipe.plan.setup import from_config
 from srpo_recipe.settings import rules
+from srpo_recipe.settings.compose import verl_defaults
 from srpo_recipe.settings.describe import describe
-from srpo_recipe.settings.read import from_plain, read
+from srpo_recipe.settings.read import from_plain, old_policy, read
 from srpo_recipe.settings.rules import check
 from srpo_recipe.settings.schema import SRPOConfig, TeacherConfig
 
-ROOT = Path(__file__).parent.parent
-CONFIG = ROOT / "config"
 PACKAGE = Path(srpo_recipe.__file__).parent
-GROUPS = {
-    group: sorted(path.stem for path in (CONFIG / group).glob("*.yaml"))
-    for group in ("method", "task", "model", "hardware")
-}
-# These are task=parquet with a folder and a verifier, so one combination each is enough.
-BENCHMARKS = [task for task in GROUPS["task"] if task not in ("gym", "parquet", "sums")]
-FILLED = {
-    **{f"task={task}": ["task.dir=some/folder"] for task in BENCHMARKS},
-    "task=parquet": ["data.train_files=train.parquet", "data.val_files=test.parquet"],
-    "model=path": ["actor_rollout_ref.model.path=some/model"],
-}
 # Each task with each model and hardware, the methods in turn (all of them with all would take minutes).
 COMBINATIONS = [
     (GROUPS["method"][i % len(GROUPS["method"])], *rest)
@@ -45,45 +33,6 @@ COMBINATIONS = [
         ]
     )
 ]
-BASE = ("srpo", "parquet", "tiny", "cpu")
-
-
-@cache
-def composed(method: str, task: str, model: str, hardware: str, *overrides: str):
-    names = [f"method={method}", f"task={task}", f"model={model}", f"hardware={hardware}"]
-    extra = [override for name in names for override in FILLED.get(name, [])]
-    with initialize_config_module("srpo_recipe_config", version_base=None):
-        return compose("srpo", overrides=[*names, *extra, *overrides])
-
-
-@contextmanager
-def changed(key: str, value, base=BASE):
-    """A composed config with one value changed, put back afterwards (copying a config takes longer than checking it)."""
-    config = composed(*base)
-    parent, _, leaf = key.rpartition(".")
-    before = OmegaConf.select(config, parent)._get_node(leaf)._value()
-    with open_dict(config):
-        OmegaConf.update(config, key, value)
-        try:
-            yield config
-        finally:
-            OmegaConf.update(config, key, before)
-
-
-def leaves(node: dict, prefix: str = ""):
-    """(dotted key, raw value) of a config file."""
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from leaves(value, f"{name}.")
-        else:
-            yield name, value
-
-
-def raw(path: Path) -> dict:
-    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    content.pop("defaults", None)
-    return content
 
 
 # ------------------------------------------------------------------------------------------------------- what is shipped
@@ -161,6 +110,31 @@ def test_no_line_of_a_group_file_is_without_effect(path):
     assert not dead, f"(written, composed): {dead}"
 
 
+# What a file of its group is chosen for: it says so even where verl's default is the same.
+CHOSEN = {
+    "hardware": {"trainer.device", "trainer.nnodes", "trainer.n_gpus_per_node"},
+    "method": {"actor_rollout_ref.actor.optim.lr"},
+}
+
+
+def under(path: Path) -> dict:
+    """What holds before the file's own lines: verl's config, the schema, config/srpo.yaml and the file that it builds on."""
+    layers = [verl_defaults(), {"srpo": OmegaConf.structured(SRPOConfig)}]
+    if path.parent != CONFIG:
+        layers.append(raw(CONFIG / "srpo.yaml"))
+        for name in OmegaConf.load(path).get("defaults", ["_self_"])[:-1]:
+            parent = path.with_stem(name)
+            layers += [under(parent), raw(parent)]
+    return OmegaConf.to_container(OmegaConf.merge(*layers))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_no_line_repeats_a_default(path):
+    before = dict(leaves(under(path)))
+    repeated = {key for key, value in leaves(raw(path)) if before.get(key, ...) == value}
+    assert repeated <= CHOSEN.get(path.parent.name, set())
+
+
 def test_only_these_files_set_the_methods_own_settings():
     """Defaults live on the dataclasses: a method file says what makes it a method, the embedded task what its size asks for."""
     found = {}
@@ -235,7 +209,6 @@ def test_the_methods_are_the_papers(method):
         "srpo.top_k": 100,
         "srpo.correct_threshold": 0.5,
         "srpo.average": "token",
-        "srpo.weight_scope": "mini_batch",
         "srpo.system_prompt": None,
         "srpo.teacher.ema_rate": 0.05,
         "srpo.teacher.max_prompt_tokens": 10240,
@@ -262,10 +235,10 @@ NONSENSE = {
     "correct_threshold": [(NAN, "finite")],
     "mix": [(-0.1, "[0, 1]"), (1.1, "[0, 1]"), (NAN, "[0, 1]")],
     "beta": [(-1.0, "must not be negative"), (NAN, ""), (INF, "")],
-    "weight_scope": [("batch", "choose one of mini_batch, micro_batch")],
     "alpha": [(-0.1, "[0, 1]"), (1.5, "[0, 1]"), (NAN, "[0, 1]")],
     "top_k": [(0, "must be positive"), (-1, "must be positive")],
     "average": [("row", "choose one of token, sequence")],
+    "old_policy": [("rollout", "choose one of auto, update, pass"), (True, "auto, update, pass")],
     "seed": [(-1, "negative")],
     "chunk_megabytes": [(0, "must be positive")],
     "poll_seconds": [(0.0, "must be positive"), (-1.0, "must be positive")],
@@ -329,27 +302,18 @@ def test_a_key_forced_in_with_a_plus_is_refused_too():
         check(composed(*BASE, "+srpo.betta=0"))
 
 
-# key -> (value that contradicts the method, what the message must say)
+# key -> (value that contradicts the method, what the message must say); test_verl_settings.py tries each row of the tables
 CONTRADICTIONS = {
-    "run.wait_seconds": (-1, "must be a number of seconds"),
-    "trainer.v1.trainer_mode": ("sync", "set it to srpo"),
-    "algorithm.adv_estimator": ("grpo", "set it to srpo"),
-    "actor_rollout_ref.actor.policy_loss.loss_mode": ("vanilla", "set it to srpo"),
-    "actor_rollout_ref.actor.loss_agg_mode": ("seq-mean-token-mean", "srpo.average"),
     "actor_rollout_ref.actor.use_kl_loss": (True, "set it to False"),
-    "algorithm.use_kl_in_reward": (True, "set it to False"),
-    "algorithm.rollout_correction.rollout_rs": ("token_k1", "bypass_mode=False"),
-    "algorithm.rollout_correction.rollout_is_batch_normalize": (True, "bypass_mode=False"),
-    "actor_rollout_ref.actor.ppo_epochs": (2, "bypass_mode=False"),
-    "actor_rollout_ref.model.use_fused_kernels": (True, "set it to False"),
-    "actor_rollout_ref.model.lora_rank": (8, "set it to 0"),
-    "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size": (2, "set it to 1"),
-    "actor_rollout_ref.actor.strategy": ("megatron", "use fsdp2"),
-    "algorithm.rollout_correction.rollout_is": ("sequence", "must be token"),
-    "actor_rollout_ref.rollout.calculate_log_probs": (False, "calculate_log_probs=True"),
+    "algorithm.gamma": (0.9, "leave it at 1.0"),
     "actor_rollout_ref.rollout.n": (1, "at least 2"),
     "actor_rollout_ref.actor.ppo_mini_batch_size": (5, "must be a multiple of"),
-    "actor_rollout_ref.ref.fsdp_config.model_dtype": ("bf16", "fp32"),
+    "algorithm.rollout_correction.rollout_is": ("sequence", "must be token"),
+    "algorithm.rollout_correction.rollout_is_threshold": ("2.0_0.5", "0.5_2.0"),
+    "algorithm.rollout_correction.rollout_rs": ("token_k1", "rollout_rs_threshold"),
+    "actor_rollout_ref.rollout.calculate_log_probs": (False, "calculate_log_probs=True"),
+    "run.wait_seconds": (-1, "must be a number of seconds"),
+    "actor_rollout_ref.actor.checkpoint.load_contents": (["optimizer"], "add model"),
 }
 
 
@@ -362,23 +326,33 @@ def test_what_contradicts_the_method_is_refused(key):
 
 
 def test_every_check_is_tried():
-    """Each row of check's table and each `_require` of it is the one that a contradiction above runs into."""
-    tree = ast.parse(Path(rules.__file__).read_text())
-    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check")
-    loop = next(node for node in function.body if isinstance(node, ast.For))
-    assert {row.elts[0].value for row in loop.iter.elts} <= CONTRADICTIONS.keys()
+    """Each `require` of rules.py is the one that a contradiction above runs into."""
     calls = {
         (node.lineno, node.end_lineno)
-        for node in ast.walk(function)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_require"
+        for node in ast.walk(ast.parse(Path(rules.__file__).read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require"
     }
     hit = set()
     for key, (value, _) in CONTRADICTIONS.items():
         with changed(key, value) as config, pytest.raises(ValueError) as error:
             check(config)
-        line = next(entry.lineno + 1 for entry in error.traceback if entry.name == "check")
+        line = [entry.lineno + 1 for entry in error.traceback if str(entry.path) == rules.__file__][-1]
         hit |= {call for call in calls if call[0] <= line <= call[1]}
     assert hit == calls
+
+
+@pytest.mark.parametrize("value", [2, "2", "2.0", "0.5_2.0", 0.1])
+def test_a_threshold_of_the_rollout_correction(value):
+    with changed("algorithm.rollout_correction.rollout_is_threshold", value) as config:
+        assert check(config)
+
+
+@pytest.mark.parametrize("value", [0, -2.0, NAN, INF, "", "two", "1_2_3", "0_2", None])
+def test_no_threshold_of_the_rollout_correction(value):
+    """verl would say so in the first step, after the first rollouts."""
+    key = "algorithm.rollout_correction.rollout_is_threshold"
+    with changed(key, value) as config, pytest.raises(ValueError, match=key):
+        check(config)
 
 
 def test_a_batch_that_the_optimizer_steps_do_not_divide_is_refused():
@@ -387,23 +361,65 @@ def test_a_batch_that_the_optimizer_steps_do_not_divide_is_refused():
         check(config)
 
 
-def test_a_log_prob_pass_is_run_when_the_update_cannot_do_without():
-    """With one optimiser step a batch its own forward pass gives the old policy; more steps, or a user's word, bring the pass."""
-    key = "algorithm.rollout_correction.bypass_mode"
-    assert OmegaConf.select(composed(*BASE), key) is True
-    with changed("method.optimizer_steps", 2) as config:
-        assert check(config) and config.algorithm.rollout_correction.bypass_mode is False
-    with changed(key, False) as config:
-        assert check(config)
-    with changed("method.optimizer_steps", 2) as config, open_dict(config):
-        config.algorithm.rollout_correction.bypass_mode = True
-        with pytest.raises(ValueError, match="train_batch_size=.* needs the old policy's log-probs before the update"):
-            check(config)
+# what needs the old policy before the update: overrides, and the key that is named
+NEEDS_PASS = [
+    (["method.optimizer_steps=2"], "actor_rollout_ref.actor.ppo_mini_batch_size=16"),
+    (["actor_rollout_ref.actor.ppo_mini_batch_size=8"], "actor_rollout_ref.actor.ppo_mini_batch_size=8"),
+    (["actor_rollout_ref.actor.ppo_epochs=2"], "actor_rollout_ref.actor.ppo_epochs=2"),
+    (
+        [
+            f"algorithm.rollout_correction.{setting}"
+            for setting in ("rollout_rs=token_k1", "rollout_rs_threshold=0.5_2.0")
+        ],
+        "algorithm.rollout_correction.rollout_rs=token_k1",
+    ),
+    (
+        ["algorithm.rollout_correction.rollout_is_batch_normalize=true"],
+        "algorithm.rollout_correction.rollout_is_batch_normalize=True",
+    ),
+]
+
+
+@pytest.mark.parametrize("overrides, named", NEEDS_PASS, ids=lambda value: value if isinstance(value, str) else "")
+def test_the_old_policy_has_a_pass_of_its_own_where_the_update_cannot_give_it(overrides, named):
+    config = composed(*BASE, *overrides)
+    settings = check(config)
+    assert settings.old_policy == "auto" and old_policy(config) == "pass"
+    assert dict(describe(config, settings))["old policy"] == "a pass before the update"
+    with pytest.raises(ValueError) as error:
+        check(composed(*BASE, *overrides, "srpo.old_policy=update"))
+    assert "srpo.old_policy=update" in str(error.value) and "srpo.old_policy=auto" in str(error.value)
+    assert f"{named} needs the old policy before the update: set it to " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "asked, found, shown",
+    [
+        ("auto", "update", "the update's own forward pass"),
+        ("update", "update", "the update's own forward pass"),
+        ("pass", "pass", "a pass before the update"),
+    ],
+)
+def test_the_old_policy_with_one_optimiser_step(asked, found, shown):
+    with changed("srpo.old_policy", asked) as config:
+        settings = check(config)
+        assert old_policy(config) == found and dict(describe(config, settings))["old policy"] == shown
+        assert from_config(config).one_forward == (found == "update")
+
+
+def test_verls_bypass_mode_is_refused_and_names_ours():
+    """In verl it makes the rollout engine's log-probs the old policy's."""
     with (
-        changed("actor_rollout_ref.actor.strategy", "fsdp") as config,
-        pytest.raises(ValueError, match="strategy=fsdp needs"),
+        changed("algorithm.rollout_correction.bypass_mode", True) as config,
+        pytest.raises(ValueError, match="bypass_mode=True is not supported: set it to False .*srpo.old_policy"),
     ):
         check(config)
+
+
+@pytest.mark.parametrize("key", ["srpo.weight_scope", "srpo.bypass_mode"])
+def test_keys_that_are_gone_are_unknown(key):
+    with pytest.raises(HydraException, match=key.split(".")[1]):
+        composed(*BASE, f"{key}=micro_batch")
 
 
 def test_grpo_needs_no_teacher_so_its_precision_does_not_matter():
@@ -416,7 +432,9 @@ def test_grpo_needs_no_teacher_so_its_precision_does_not_matter():
 
 
 def settings_read() -> set[str]:
-    """Attributes read from something called srpo, settings or teacher, in the package's modules outside settings/."""
+    """Attributes read from something called srpo, settings or teacher, in the package's modules outside settings/, and what
+    settings/ answers questions about.
+    """
     found = set()
     for path in PACKAGE.rglob("*.py"):
         if path.parent.name == "settings":
@@ -426,6 +444,8 @@ def settings_read() -> set[str]:
                 owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
                 if owner in ("srpo", "settings", "teacher"):
                     found.add(f"teacher.{node.attr}" if owner == "teacher" else node.attr)
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "old_policy":
+                found.add("old_policy")
     return found
 
 

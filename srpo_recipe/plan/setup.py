@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from srpo_recipe.settings.read import read
+from srpo_recipe.settings.read import old_policy, read
 
 _BYTES = {"fp32": 4, "float32": 4, "float": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "half": 2}
 
@@ -99,6 +99,29 @@ def _width(name: Any, default: str) -> int:
     return _BYTES[str(name or default)]
 
 
+def _limits(config: DictConfig) -> dict[str, int]:
+    """Most tokens of a micro-batch by pass. Without dynamic batches: so many sequences of full length."""
+    actor, ref, rollout = (config.actor_rollout_ref[name] for name in ("actor", "ref", "rollout"))
+    response = config.data.max_response_length
+    length = config.data.max_prompt_length + response
+
+    def tokens(dynamic: bool, limit: int, micro_batch: int | None) -> int:
+        return limit if dynamic else (micro_batch or 1) * length
+
+    return {
+        "update_limit": tokens(
+            actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu, actor.get("ppo_micro_batch_size_per_gpu")
+        ),
+        "log_prob_limit": tokens(
+            rollout.log_prob_use_dynamic_bsz,
+            rollout.log_prob_max_token_len_per_gpu,
+            rollout.log_prob_micro_batch_size_per_gpu,
+        ),
+        # the trainer raises the budget to the longest row
+        "teacher_limit": max(ref.log_prob_max_token_len_per_gpu, config.srpo.teacher.max_prompt_tokens + response),
+    }
+
+
 def from_config(config: DictConfig) -> Setup:
     """The numbers of a composed config. Raises ValueError for a number type that it does not know."""
     settings = read(config)
@@ -106,13 +129,7 @@ def from_config(config: DictConfig) -> Setup:
     precision = actor.fsdp_config.get("mixed_precision") or {}
     world = config.trainer.nnodes * config.trainer.n_gpus_per_node
     shards = actor.fsdp_config.fsdp_size
-    length = config.data.max_prompt_length + config.data.max_response_length
     on_cpu = config.trainer.device == "cpu"
-
-    def tokens(dynamic: bool, limit: int, micro_batch: int | None) -> int:
-        return limit if dynamic else (micro_batch or 1) * length
-
-    teacher_row = settings.teacher.max_prompt_tokens + config.data.max_response_length
     return Setup(
         world=world,
         per_node=config.trainer.n_gpus_per_node,
@@ -121,7 +138,7 @@ def from_config(config: DictConfig) -> Setup:
         reduce_width=_width(precision.get("reduce_dtype"), "fp32"),
         on_cpu=on_cpu,
         teacher=settings.needs_teacher,
-        one_forward=config.algorithm.rollout_correction.bypass_mode,
+        one_forward=old_policy(config) == "update",
         checkpointing=config.actor_rollout_ref.model.enable_gradient_checkpointing,
         packed=config.actor_rollout_ref.model.use_remove_padding,
         prefetch=not on_cpu,
@@ -130,16 +147,7 @@ def from_config(config: DictConfig) -> Setup:
         param_offload=actor.fsdp_config.param_offload,
         teacher_param_offload=ref.fsdp_config.param_offload,
         optimizer_offload=actor.fsdp_config.optimizer_offload,
-        update_limit=tokens(
-            actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu, actor.get("ppo_micro_batch_size_per_gpu")
-        ),
-        log_prob_limit=tokens(
-            rollout.log_prob_use_dynamic_bsz,
-            rollout.log_prob_max_token_len_per_gpu,
-            rollout.log_prob_micro_batch_size_per_gpu,
-        ),
-        # the trainer raises the budget to the longest row (training/step.py, _run_self_teacher)
-        teacher_limit=max(ref.log_prob_max_token_len_per_gpu, teacher_row),
+        **_limits(config),
         chunk_megabytes=settings.chunk_megabytes,
         prompt=config.data.max_prompt_length,
         response=config.data.max_response_length,

@@ -1,8 +1,11 @@
 """The config of a run from its command-line overrides, without starting anything; training composes the same through Hydra."""
 
 from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -21,3 +24,13 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     except HydraException as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         raise ValueError(f"{error}{cause}") from error
+
+
+@cache
+def verl_defaults() -> DictConfig:
+    """verl's own config, composed. verl ships it as a file: Hydra composes once in a process, and in a run that is ours."""
+    spec = find_spec("verl")
+    assert spec is not None and spec.origin is not None, "verl is not installed"
+    config = OmegaConf.load(Path(spec.origin).parent / "trainer" / "config" / "_generated_ppo_trainer.yaml")
+    assert isinstance(config, DictConfig)
+    return config

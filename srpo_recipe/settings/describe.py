@@ -2,6 +2,7 @@
 
 from omegaconf import DictConfig
 
+from srpo_recipe.settings.read import old_policy
 from srpo_recipe.settings.schema import SRPOConfig
 
 
@@ -20,15 +21,13 @@ def describe(config: DictConfig, settings: SRPOConfig) -> list[tuple[str, str]]:
     distance = {0.0: "KL(teacher||student)", 1.0: "KL(student||teacher)", 0.5: "Jensen-Shannon"}
     return [
         ("route rule", settings.route + (f" (lambda {settings.mix})" if settings.route == "advantage_mix" else "")),
-        (
-            "token weight",
-            f"exp(-{settings.beta} H) / mean over the {settings.weight_scope}" if settings.beta else "uniform",
-        ),
+        ("token weight", f"exp(-{settings.beta} H) / its mean over the mini-batch" if settings.beta else "uniform"),
         ("divergence", f"{distance.get(settings.alpha, f'alpha {settings.alpha}')}, top-{settings.top_k} + tail"),
         ("self-teacher", teacher),
         ("verifier", verifier),
         ("advantage", "r - group mean" + (", over std" if config.algorithm.norm_adv_by_std_in_grpo else "")),
         ("clip", f"-{actor.clip_ratio_low} / +{actor.clip_ratio_high}"),
+        ("old policy", {"update": "the update's own forward pass", "pass": "a pass before the update"}[old_policy(config)]),
         ("learning rate", f"{actor.optim.lr:g}, warm-up {actor.optim.lr_warmup_steps} steps"),
         ("batch", f"{batch} prompts x {rollout.n} rollouts, {batch // mini} optimiser step(s) of {mini} prompts"),
         ("lengths", f"prompt {config.data.max_prompt_length}, response {config.data.max_response_length} tokens"),

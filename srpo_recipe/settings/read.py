@@ -1,11 +1,11 @@
-"""Typed settings from a composed config."""
+"""Typed settings from a composed config, and what follows from them together with verl's own."""
 
 from dataclasses import fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from srpo_recipe.settings.schema import SRPOConfig, TeacherConfig, _require
+from srpo_recipe.settings.schema import SRPOConfig, TeacherConfig, require
 from srpo_recipe.verify.settings import ShapingConfig, VerifierConfig
 
 
@@ -18,7 +18,7 @@ def read(config: DictConfig) -> SRPOConfig:
         (config.srpo.verifier.shaping, ShapingConfig),
     ):
         unknown = sorted(set(section) - {known.name for known in fields(schema)})
-        _require(not unknown, f"unknown srpo settings: {', '.join(unknown)}; known are the fields of {schema.__name__}")
+        require(not unknown, f"unknown srpo settings: {', '.join(unknown)}; known are the fields of {schema.__name__}")
     settings = OmegaConf.to_object(config.srpo)
     assert isinstance(settings, SRPOConfig), "compose the config with the schema srpo/schema in its defaults list"
     return settings
@@ -29,3 +29,24 @@ def from_plain(section: Any) -> SRPOConfig:
     settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SRPOConfig), section))
     assert isinstance(settings, SRPOConfig)
     return settings
+
+
+def old_policy(config: DictConfig) -> str:
+    """Where the old policy's log-probs come from: "update" (the update's own forward pass) or "pass" (one before it)."""
+    if config.srpo.old_policy != "auto":
+        return config.srpo.old_policy
+    return "update" if needs_pass(config) is None else "pass"
+
+
+def needs_pass(config: DictConfig) -> tuple[str, Any, Any] | None:
+    """The first setting that needs the old policy before the update: its key, its value, the value that would not need it."""
+    actor, correction = config.actor_rollout_ref.actor, config.algorithm.rollout_correction
+    needs: tuple[tuple[str, Any, Any], ...] = (
+        # a second optimiser step starts from another policy than the one that sampled
+        ("actor_rollout_ref.actor.ppo_mini_batch_size", actor.ppo_mini_batch_size, config.data.train_batch_size),
+        ("actor_rollout_ref.actor.ppo_epochs", actor.ppo_epochs, 1),
+        # both look at the log-probs of the whole batch, and an update sees one micro-batch at a time
+        ("algorithm.rollout_correction.rollout_rs", correction.rollout_rs, None),
+        ("algorithm.rollout_correction.rollout_is_batch_normalize", correction.rollout_is_batch_normalize, False),
+    )
+    return next((need for need in needs if need[1] != need[2]), None)

@@ -1,7 +1,7 @@
 """The method's own settings: every default once, every wrong value refused with its mend.
 
 The dataclasses are registered with Hydra as the schema of the `srpo` section, so an unknown key or a wrong type is refused
-while the command line is parsed; `check` refuses what a type cannot say, and what contradicts verl's own settings.
+while the command line is parsed; `rules.check` refuses what a type cannot say, and what contradicts verl's own settings.
 """
 
 import math
@@ -19,13 +19,13 @@ TEACHER_TEMPLATE = "{prompt}\nCorrect solution:\n\n{demonstration}\n\nCorrectly 
 FEEDBACK_TEMPLATE = "{prompt}\nFeedback on an earlier attempt:\n\n{feedback}\n\nCorrectly solve the original question."
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(value in choices, f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
+    require(value in choices, f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
 
 
 @dataclass
@@ -48,17 +48,17 @@ class TeacherConfig:
     feedback_template: str = FEEDBACK_TEMPLATE
 
     def __post_init__(self) -> None:
-        _require(0.0 <= self.ema_rate <= 1.0, f"srpo.teacher.ema_rate={self.ema_rate} must lie in [0, 1]")
+        require(0.0 <= self.ema_rate <= 1.0, f"srpo.teacher.ema_rate={self.ema_rate} must lie in [0, 1]")
         _one_of("srpo.teacher.demonstration", self.demonstration, DEMONSTRATION_CHOICES)
         _one_of("srpo.teacher.overflow", self.overflow, ("shorten", "reroute"))
         _one_of("srpo.teacher.feedback", self.feedback, ("off", "append", "replace"))
-        _require(self.max_prompt_tokens > 0, "srpo.teacher.max_prompt_tokens must be positive")
+        require(self.max_prompt_tokens > 0, "srpo.teacher.max_prompt_tokens must be positive")
         for name, template, wanted in (
             ("template", self.template, ("{prompt}", "{demonstration}")),
             ("feedback_template", self.feedback_template, ("{prompt}", "{feedback}")),
         ):
             missing = [part for part in wanted if part not in template]
-            _require(not missing, f"srpo.teacher.{name} lacks {' and '.join(missing)}")
+            require(not missing, f"srpo.teacher.{name} lacks {' and '.join(missing)}")
 
 
 @dataclass
@@ -71,16 +71,17 @@ class SRPOConfig:
     correct_threshold: float = 0.5
     # lambda of advantage_mix: weight of the policy-gradient part in every row.
     mix: float = 0.9
-    # w~ = exp(-beta H) with the teacher's entropy H; 0 weighs all tokens alike (plain SDPO).
+    # w~ = exp(-beta H) with the teacher's entropy H, divided by its mean over the mini-batch; 0 weighs all alike (plain SDPO).
     beta: float = 1.0
-    # Over what w~ is divided by its mean: the whole mini_batch of an optimiser step, or each micro_batch on its own.
-    weight_scope: str = "mini_batch"
     # Divergence: 0.5 Jensen-Shannon, 0 forward KL(T||S), 1 reverse KL(S||T), between them the skewed mixtures.
     alpha: float = 0.5
     # Ids of the student that get a bin of their own; the rest of the mass shares one tail bin.
     top_k: int = 100
     # Mean of the loss over the tokens of the mini-batch, or over its sequences (each first averaged over its own tokens).
     average: str = "token"
+    # Where the old policy's log-probs come from: the update's own forward pass, which can give them when a batch has one
+    # optimiser step, or a pass before the update. auto takes the update where it can.
+    old_policy: str = "auto"
     # Prepended to chats that have no system turn, for student and teacher alike. The paper lists one for Tool Use; none is used.
     system_prompt: str | None = None
     # Seeds the sibling's choice and, with the prompt's index, the step and the rollout's number, every rollout's sampling.
@@ -98,21 +99,21 @@ class SRPOConfig:
 
     def __post_init__(self) -> None:
         _one_of("srpo.route", self.route, ROUTE_RULES)
-        _one_of("srpo.weight_scope", self.weight_scope, ("mini_batch", "micro_batch"))
+        _one_of("srpo.old_policy", self.old_policy, ("auto", "update", "pass"))
         _one_of("srpo.average", self.average, ("token", "sequence"))
-        _require(0.0 <= self.mix <= 1.0, f"srpo.mix={self.mix} must lie in [0, 1]")
-        _require(
+        require(0.0 <= self.mix <= 1.0, f"srpo.mix={self.mix} must lie in [0, 1]")
+        require(
             0.0 <= self.beta < math.inf,
             f"srpo.beta={self.beta} must not be negative (it would favour unsure teachers) or infinite",
         )
-        _require(
+        require(
             math.isfinite(self.correct_threshold), f"srpo.correct_threshold={self.correct_threshold} must be finite"
         )
-        _require(self.seed >= 0, f"srpo.seed={self.seed} must not be negative")
-        _require(0.0 <= self.alpha <= 1.0, f"srpo.alpha={self.alpha} must lie in [0, 1]")
+        require(self.seed >= 0, f"srpo.seed={self.seed} must not be negative")
+        require(0.0 <= self.alpha <= 1.0, f"srpo.alpha={self.alpha} must lie in [0, 1]")
         for name in ("top_k", "chunk_megabytes", "poll_seconds", "stall_seconds"):
-            _require(getattr(self, name) > 0, f"srpo.{name}={getattr(self, name)} must be positive")
-        _require(0.0 <= self.collapse_ratio < 1.0, f"srpo.collapse_ratio={self.collapse_ratio} must lie in [0, 1)")
+            require(getattr(self, name) > 0, f"srpo.{name}={getattr(self, name)} must be positive")
+        require(0.0 <= self.collapse_ratio < 1.0, f"srpo.collapse_ratio={self.collapse_ratio} must lie in [0, 1)")
 
     @property
     def needs_teacher(self) -> bool:
@@ -125,10 +126,9 @@ ConfigStore.instance().store(group="srpo", name="schema", node=SRPOConfig)
 
 def _divide(dividend: int, divisor: int) -> int:
     quotient, rest = divmod(int(dividend), int(divisor))
-    _require(rest == 0, f"data.train_batch_size={dividend} must be a multiple of method.optimizer_steps={divisor}")
+    require(rest == 0, f"data.train_batch_size={dividend} must be a multiple of method.optimizer_steps={divisor}")
     return quotient
 
 
-OmegaConf.register_new_resolver("srpo_equal", lambda left, right: left == right, replace=True)
 OmegaConf.register_new_resolver("srpo_divide", _divide, replace=True)
 OmegaConf.register_new_resolver("srpo_package", lambda name: str(Path(__file__).parents[1] / name), replace=True)
