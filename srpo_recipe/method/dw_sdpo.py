@@ -13,14 +13,15 @@ import math
 import torch
 from torch import Tensor
 
-# log(1 - mass) is finite only below mass 1; one fp32 ulp under it keeps the tail at about exp(-16).
+# The teacher's tail is one minus fp32 probabilities, so it is known to one fp32 ulp and no better: about exp(-16) at least. The
+# student's is summed over the other words themselves and has no such floor (student_logits.LEAST_TAIL).
 _LARGEST_LOG_MASS = -torch.finfo(torch.float32).eps
 
 
 def _with_tail(log_probs_NK: Tensor) -> Tensor:
-    """Append the tail bin: [N, K] -> [N, K + 1] log-masses that sum to 1."""
-    top_mass = torch.logsumexp(log_probs_NK, dim=-1, keepdim=True).clamp(max=_LARGEST_LOG_MASS)
-    return torch.cat([log_probs_NK, torch.log(-torch.expm1(top_mass))], dim=-1)
+    """Append the tail bin: [N, K] -> [N, K + 1] log-masses that sum to 1, the difference taken in float64."""
+    top_mass = torch.logsumexp(log_probs_NK.double(), dim=-1, keepdim=True).clamp(max=_LARGEST_LOG_MASS)
+    return torch.cat([log_probs_NK, torch.log(-torch.expm1(top_mass)).to(log_probs_NK.dtype)], dim=-1)
 
 
 def _kl(logp: Tensor, logq: Tensor) -> Tensor:
@@ -30,8 +31,8 @@ def _kl(logp: Tensor, logq: Tensor) -> Tensor:
 def divergence(student_NB: Tensor, teacher_log_probs_NK: Tensor, alpha: float = 0.5) -> Tensor:
     """l_sdpo of each token over K + 1 bins (paper, section 2.2 and hyper-parameter table: Jensen-Shannon, alpha = 0.5).
 
-    student_NB: float32 [N, K + 1] log-masses from `vocabulary.student_statistics`, the only argument that the gradient flows
-    into; teacher_log_probs_NK: float32 [N, K] from `vocabulary.TeacherStatistics` at the same ids. Returns float32 [N], in
+    student_NB: float32 [N, K + 1] log-masses from `student_logits.student_statistics`, the only argument that the gradient flows
+    into; teacher_log_probs_NK: float32 [N, K] from `teacher_logits.TeacherStatistics` at the same ids. Returns float32 [N], in
     nats, 0 where student and teacher agree. Raises ValueError for alpha outside [0, 1].
     """
     if not 0.0 <= alpha <= 1.0:

@@ -17,7 +17,7 @@ Spans = Sequence[tuple[int, int]]
 _BLOCK = 128
 
 
-def _pieces(logits_TV: Tensor, spans: Spans | None, chunk_tokens: int) -> Iterator[tuple[slice, Tensor]]:
+def pieces(logits_TV: Tensor, spans: Spans | None, chunk_tokens: int) -> Iterator[tuple[slice, Tensor]]:
     """(place among the N tokens, their rows of the logits) for at most chunk_tokens tokens at a time, without a copy."""
     done = 0
     for start, stop in ((0, logits_TV.shape[0]),) if spans is None else spans:
@@ -37,7 +37,7 @@ def count(logits_TV: Tensor, spans: Spans | None) -> int:
     return logits_TV.shape[0] if spans is None else sum(stop - start for start, stop in spans)
 
 
-class _Softmax:
+class Softmax:
     """Probabilities of a piece, in buffers that are used again for the next one."""
 
     def __init__(self, logits_TV: Tensor, temperature: float, chunk_tokens: int):
@@ -82,6 +82,6 @@ def top_ids(logits_TV: Tensor, k: int, spans: Spans | None = None, chunk_tokens:
     """
     k = min(k, logits_TV.shape[1])
     ids_NK = torch.empty((count(logits_TV, spans), k), dtype=torch.long, device=logits_TV.device)
-    for part, piece_CV in _pieces(logits_TV, spans, chunk_tokens):
+    for part, piece_CV in pieces(logits_TV, spans, chunk_tokens):
         ids_NK[part] = _largest(piece_CV, k)
     return ids_NK

@@ -4,7 +4,7 @@
 
 Every sum runs over the valid response tokens of the whole mini-batch of one optimiser step: all micro-batches, all ranks.
 rho is the rollout correction min(exp(logp_old - logp_rollout), 2), and w_it = w~_it / mean(w~ over all tokens on the SDPO
-route), so the mean of w over those tokens is exactly 1. Both denominators are counted first (`count_totals`, summed over
+route), so the mean of w over those tokens is exactly 1. The denominators are counted first (`count_totals`, summed over
 micro-batches and ranks), so cutting the mini-batch in another way changes nothing.
 """
 
@@ -13,18 +13,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+AVERAGES = ("token", "sequence")
+
 
 @dataclass(frozen=True)
 class Totals:
-    """Global sums of one mini-batch: tokens on either route, tokens on the SDPO route, and sum of w~ over the latter."""
+    """Global sums of one mini-batch, each over its valid response tokens on a route.
+
+    tokens: on either route; policy_tokens, distill_tokens: on the GRPO and on the SDPO route (a row may take both);
+    confidence: sum of w~ over the SDPO route; rows: rollouts with a token on either route.
+    """
 
     tokens: float
+    policy_tokens: float
     distill_tokens: float
     confidence: float
+    rows: float
 
     @classmethod
     def from_tensor(cls, totals: Tensor) -> "Totals":
-        """Read the tensor that `count_totals` made, after it was summed over the ranks."""
+        """Read the tensor that `count_totals` made, after it was summed over micro-batches and ranks."""
         return cls(*(float(value) for value in totals))
 
     @property
@@ -37,28 +45,26 @@ def count_totals(mask_BT: Tensor, policy_B: Tensor, distill_B: Tensor, confidenc
     """Count one micro-batch, or one rank's share, of the mini-batch.
 
     mask_BT: bool, valid response tokens; policy_B, distill_B: route weights; confidence_BT: w~, used on the SDPO route only.
-    Returns float64 [3]: (tokens on either route, tokens on the SDPO route, sum of w~ there); sums over parts are exact.
+    Returns float64 [5] in the order of the fields of `Totals`; sums over parts are exact.
     """
-    on_route_BT = mask_BT.bool() & ((policy_B > 0) | (distill_B > 0)).unsqueeze(-1)
-    on_distill_BT = mask_BT.bool() & (distill_B > 0).unsqueeze(-1)
-    confidence = torch.where(on_distill_BT, confidence_BT.double(), 0.0).sum()
-    return torch.stack([on_route_BT.sum().double(), on_distill_BT.sum().double(), confidence])
+    policy_BT = mask_BT.bool() & (policy_B > 0).unsqueeze(-1)
+    distill_BT = mask_BT.bool() & (distill_B > 0).unsqueeze(-1)
+    either_BT = policy_BT | distill_BT
+    confidence = torch.where(distill_BT, confidence_BT.double(), 0.0).sum()
+    counts = (either_BT.sum(), policy_BT.sum(), distill_BT.sum(), confidence, either_BT.any(-1).sum())
+    return torch.stack([count.double() for count in counts])
 
 
-def routed_part(loss_BT: Tensor, weight_BT: Tensor, mask_BT: Tensor, tokens: float) -> Tensor:
-    """sum(weight * loss over valid tokens) / tokens: what every part of the loss is made by.
+def routed_part(loss_BT: Tensor, weight_BT: Tensor, mask_BT: Tensor, denominator: float) -> Tensor:
+    """sum(weight * loss over valid tokens) / denominator: what every part of the loss is made by.
 
-    Both factors are dropped where the token is masked or its weight is 0, so that a NaN there cannot spread. With tokens = 0
-    the result is 0, still attached to the graph: a rank without routed tokens runs the same backward as the others.
+    Both factors are dropped where the token is masked or its weight is 0, so that a NaN there cannot spread. With a
+    denominator of 0 the result is 0, still attached to the graph: a rank without routed tokens runs the same backward as
+    the others.
     """
     kept_BT = mask_BT.bool() & (weight_BT != 0)
     weighted_BT = torch.where(kept_BT, loss_BT, 0.0) * torch.where(kept_BT, weight_BT, 0.0)
-    return weighted_BT.sum() / max(tokens, 1.0)
-
-
-def distill_weight(confidence_BT: Tensor, distill_B: Tensor, importance_BT: Tensor, totals: Totals) -> Tensor:
-    """z_sdpo * rho * w: what multiplies the divergence of each token. Shapes as in `routed_loss`."""
-    return distill_B.unsqueeze(-1) * importance_BT * (confidence_BT / totals.mean_confidence)
+    return weighted_BT.sum() / max(denominator, 1.0)
 
 
 def routed_loss(
@@ -70,13 +76,23 @@ def routed_loss(
     confidence_BT: Tensor,
     importance_BT: Tensor,
     totals: Totals,
-) -> Tensor:
+    average: str = "token",
+) -> tuple[Tensor, Tensor]:
     """The objective of section 3.3 for one micro-batch; the micro-batches' losses add up to the mini-batch's.
 
-    policy_loss_BT: from grpo.clipped_policy_loss; divergence_BT: from dw_sdpo.divergence, 0 off the SDPO route;
-    confidence_BT: w~ from dw_sdpo.confidence; importance_BT: rho, detached; totals: of the whole mini-batch. Returns a scalar.
-    In training the same two parts are summed by worker.routed_ppo_loss, the first of them inside verl's `ppo_loss`.
+    policy_loss_BT: from grpo.clipped_policy_loss; divergence_BT: from dw_sdpo.divergence, 0 off the SDPO route; mask_BT:
+    valid response tokens; policy_B, distill_B: the decision's route weights; confidence_BT: w~ from dw_sdpo.confidence;
+    importance_BT: rho, detached; totals: of the whole mini-batch. average: "token", or "sequence" for the mean over each
+    rollout's own tokens, then over the rollouts on a route (w is normalised over tokens in both).
+
+    Returns the two parts (GRPO, SDPO), scalars whose sum is the loss. Raises ValueError for another average.
     """
-    weight_BT = distill_weight(confidence_BT, distill_B, importance_BT, totals)
-    policy = routed_part(policy_loss_BT, policy_B.unsqueeze(-1) * importance_BT, mask_BT, totals.tokens)
-    return policy + routed_part(divergence_BT, weight_BT, mask_BT, totals.tokens)
+    if average not in AVERAGES:
+        raise ValueError(f"unknown average {average!r}; choose one of {', '.join(AVERAGES)}")
+    denominator, share_BT = totals.tokens, importance_BT
+    if average == "sequence":
+        denominator, share_BT = totals.rows, importance_BT / mask_BT.sum(-1, keepdim=True).clamp(min=1)
+    weight_BT = confidence_BT / totals.mean_confidence
+    policy = routed_part(policy_loss_BT, policy_B.unsqueeze(-1) * share_BT, mask_BT, denominator)
+    distill = routed_part(divergence_BT, distill_B.unsqueeze(-1) * share_BT * weight_BT, mask_BT, denominator)
+    return policy, distill

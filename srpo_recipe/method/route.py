@@ -77,3 +77,8 @@ def route_samples(rule: str, correct_B: Tensor, teacher_B: Tensor, mix: float = 
         raise ValueError(f"unknown route rule {rule!r}; choose one of {', '.join(ROUTE_RULES)}")
     policy_B, distill_B = _RULES[rule](correct_B.bool(), teacher_B.bool(), mix)
     return Route(policy_B=policy_B.float(), distill_B=distill_B.float())
+
+
+def wants_teacher(rule: str, correct_B: Tensor, mix: float = 0.9) -> Tensor:
+    """bool [B]: the rows that the rule would give a distillation part if they had a teacher. Arguments as in `route_samples`."""
+    return route_samples(rule, correct_B, torch.ones_like(correct_B, dtype=torch.bool), mix).distill_B > 0

@@ -28,6 +28,14 @@ def fill(template: str, **fields: str) -> str:
 
 
 @dataclass(frozen=True)
+class StudentChat:
+    """What a student's prompt was rendered from, as its agent loop rendered it: chat messages, and the tools offered to it."""
+
+    messages: Sequence[dict]
+    tools: Sequence[dict] | None = None
+
+
+@dataclass(frozen=True)
 class TeacherPrompt:
     """Token ids of one teacher prompt, and whether the demonstration had to be cut to fit."""
 
@@ -62,20 +70,26 @@ class TeacherPromptBuilder:
         return strip_thinking(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def build(
-        self, messages: Sequence[dict], demonstration: str | None, feedback: str | None = None
+        self,
+        chat: StudentChat,
+        demonstration: str | None,
+        feedback: str | None = None,
+        max_tokens: int | None = None,
     ) -> TeacherPrompt | None:
-        """Teacher prompt for one rollout, or None when not even an empty demonstration fits into max_tokens.
+        """Teacher prompt for one rollout, or None when not even an empty demonstration fits into the budget.
 
-        messages: the student's chat; earlier turns (a system prompt) are kept, the last, which must be the user's, is
-        rewritten. demonstration: from `demonstration`, None when only feedback is shown. feedback: the verifier's text.
-        A demonstration that does not fit loses its beginning: the answer stands at its end. Raises ValueError for a chat
-        whose last turn is not a text turn of the user.
+        chat: what the student's prompt was rendered from; earlier turns (a system prompt) and tools are kept, the last turn,
+        which must be the user's, is rewritten. demonstration: from `demonstration`, None when only feedback is shown.
+        feedback: the verifier's text. max_tokens: this prompt's own budget, where it is below the builder's. A
+        demonstration that does not fit loses its beginning: the answer stands at its end. Raises ValueError for a chat whose
+        last turn is not a text turn of the user.
         """
-        turn = dict(messages[-1])
+        turn = dict(chat.messages[-1])
         if turn.get("role") != "user" or not isinstance(turn.get("content"), str):
             raise ValueError(f"the last message must be a text turn of the user, got {turn!r}")
-        head, tail = self._frame([*messages[:-1], turn])
-        room = self.max_tokens - len(head) - len(tail)
+        head, tail = self._frame(chat)
+        budget = self.max_tokens if max_tokens is None else min(max_tokens, self.max_tokens)
+        room = budget - len(head) - len(tail)
 
         def user_turn(shown: str) -> list[int]:
             return self._plain(self._user_text(turn["content"], shown if demonstration is not None else None, feedback))
@@ -98,13 +112,15 @@ class TeacherPromptBuilder:
         """Encode text so that no part of it becomes a control token."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def _frame(self, messages: list[dict]) -> tuple[list[int], list[int]]:
-        """Token ids before and after the last user turn, as the chat template writes them."""
-        earlier = repr(messages[:-1])
-        if earlier not in self._frames:
-            mark = _MARK.format(len(earlier))
+    def _frame(self, chat: StudentChat) -> tuple[list[int], list[int]]:
+        """Token ids before and after the last user turn, as the chat template writes them for the student."""
+        earlier = list(chat.messages[:-1])
+        key = repr((earlier, chat.tools))
+        if key not in self._frames:
+            mark = _MARK.format(len(key))
             rendered = self.tokenizer.apply_chat_template(
-                [*messages[:-1], {"role": "user", "content": mark}],
+                [*earlier, {"role": "user", "content": mark}],
+                tools=chat.tools,
                 add_generation_prompt=True,
                 tokenize=False,
                 **self.chat_options,
@@ -112,8 +128,8 @@ class TeacherPromptBuilder:
             if rendered.count(mark) != 1:
                 raise ValueError("the chat template must write the user's turn exactly once")
             head, tail = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in rendered.split(mark))
-            self._frames[earlier] = (head, tail)
-        return self._frames[earlier]
+            self._frames[key] = (head, tail)
+        return self._frames[key]
 
     @staticmethod
     def _longest_suffix(text: str, fits: Callable[[str], bool]) -> str:

@@ -1,16 +1,16 @@
 """The pass over the student's logits, and the one gradient that goes back into them."""
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from srpo_recipe.method.logits import Spans, _pieces, _Softmax, count
+from srpo_recipe.method.logits import Softmax, Spans, count, pieces
 
-# A tail lighter than one fp32 ulp is held at it, as a constant.
-LEAST_TAIL = math.log(torch.finfo(torch.float32).eps)
+# The tail's log-mass is held at this, as a constant, where fp32 has no smaller number to sum: exp(-80) is 2e-35. Its reciprocal,
+# which the gradient needs, still leaves room below fp32's largest number.
+LEAST_TAIL = -80.0
 
 
 def student_statistics(
@@ -51,7 +51,7 @@ def _student_pieces(logits_TV: Tensor, spans: Spans, distilled: Sequence[bool], 
     """(place among N, place among M or None, rows) of each piece."""
     done_N = done_M = 0
     for span, taken in zip(spans, distilled, strict=True):
-        for part, piece_CV in _pieces(logits_TV, [span], chunk_tokens):
+        for part, piece_CV in pieces(logits_TV, [span], chunk_tokens):
             place_N = slice(done_N + part.start, done_N + part.stop)
             yield place_N, slice(done_M + part.start, done_M + part.stop) if taken else None, piece_CV
         done_N += span[1] - span[0]
@@ -72,7 +72,7 @@ class _StudentStatistics(torch.autograd.Function):
     def forward(ctx, logits_TV, labels_N, ids_MK, spans, distilled, temperature, chunk_tokens, overwrite_logits):
         log_prob_N = torch.empty(labels_N.shape, dtype=torch.float32, device=logits_TV.device)
         log_mass_MB = log_prob_N.new_empty((ids_MK.shape[0], ids_MK.shape[1] + 1))
-        softmax = _Softmax(logits_TV, temperature, chunk_tokens)
+        softmax = Softmax(logits_TV, temperature, chunk_tokens)
         for place_N, place_M, piece_CV in _student_pieces(logits_TV, spans, distilled, chunk_tokens):
             scaled_CV = softmax.load(piece_CV)
             probability_CV, log_sum_C1 = softmax(scaled_CV)
@@ -95,7 +95,7 @@ class _StudentStatistics(torch.autograd.Function):
         tail_M1 = torch.where(tail_is_live_M1, grad_MB[:, -1:], 0.0)
         total_M1 = grad_MB[:, :-1].sum(-1, keepdim=True) + tail_M1
         tail_M1 = (tail_M1 / log_mass_MB[:, -1:].exp() - total_M1) / temperature
-        softmax = _Softmax(logits_TV, temperature, chunk_tokens)
+        softmax = Softmax(logits_TV, temperature, chunk_tokens)
         target_TV = logits_TV if overwrite_logits else torch.zeros_like(logits_TV)
         targets = _student_pieces(target_TV, spans, distilled, chunk_tokens)
         for (place_N, place_M, piece_CV), (_, _, target_CV) in zip(

@@ -1,11 +1,12 @@
 """The passes over the self-teacher's logits: what normalises them, their entropy, their values at the student's ids."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from srpo_recipe.method.logits import Spans, _pieces, _Softmax, count
+from srpo_recipe.method.logits import Softmax, Spans, count, pieces
 
 # exp() of anything below is 0 in fp32, while 0 times it is still 0, which 0 times -inf is not.
 _LEAST_SHIFTED = -1e4
@@ -35,11 +36,11 @@ def teacher_statistics(
     logits_TV: [T, V] of the teacher's forward pass; temperature: the rollout's. Returns float32 [N] each; the entropy is in
     nats over the full vocabulary: H = -log p_max - sum p (z - z_max), where near 0 both terms are small and nothing cancels.
     """
-    softmax = _Softmax(logits_TV, temperature, chunk_tokens)
+    softmax = Softmax(logits_TV, temperature, chunk_tokens)
     found = TeacherStatistics(
         *(torch.empty(count(logits_TV, spans), dtype=torch.float32, device=logits_TV.device) for _ in range(3))
     )
-    for part, piece_CV in _pieces(logits_TV, spans, chunk_tokens):
+    for part, piece_CV in pieces(logits_TV, spans, chunk_tokens):
         scaled_CV = softmax.load(piece_CV)
         largest_C1 = scaled_CV.amax(-1, keepdim=True)
         shifted_CV = torch.sub(scaled_CV, largest_C1, out=softmax.scaled[: len(piece_CV)]).clamp_(min=_LEAST_SHIFTED)
@@ -55,28 +56,36 @@ def logits_at(
 ) -> Tensor:
     """The logits of the tokens at the given ids, over the temperature: float32 [N, K]."""
     found_NK = torch.empty(ids_NK.shape, dtype=torch.float32, device=logits_TV.device)
-    for part, piece_CV in _pieces(logits_TV, spans, chunk_tokens):
+    for part, piece_CV in pieces(logits_TV, spans, chunk_tokens):
         found_NK[part] = piece_CV.gather(-1, ids_NK[part]).float() / temperature
     return found_NK
 
 
-@torch.no_grad()
-def output_layer_at(
-    hidden_NH: Tensor, weight_VH: Tensor, ids_NK: Tensor, temperature: float = 1.0, chunk_tokens: int = 64
-) -> Tensor:
-    """`logits_at` without keeping the logits: the output layer's rows of the given ids alone, K / V of its work.
-
-    A vocabulary of at most 100 K words goes through the whole layer instead, which is faster then.
-
-    hidden_NH: what the output layer was given for the N tokens; weight_VH: its weight, both in the dtype of the forward pass,
-    to which the result is rounded as the layer rounds it. Returns float32 [N, K].
+class OutputLayer(NamedTuple):
+    """A model's output layer, weight_VH and bias_V (None for none), and the function of what the model does to its logits
+    after it, element by element: a scale, a soft cap, or nothing.
     """
-    found_NK = torch.empty(ids_NK.shape, dtype=torch.float32, device=hidden_NH.device)
-    for start in range(0, len(ids_NK), chunk_tokens):
-        part = slice(start, start + chunk_tokens)
-        if weight_VH.shape[0] <= _DENSE * ids_NK.shape[1]:
-            logits_CK = (hidden_NH[part] @ weight_VH.T).gather(-1, ids_NK[part])
-        else:
-            logits_CK = (weight_VH[ids_NK[part]] @ hidden_NH[part].unsqueeze(-1)).squeeze(-1)
-        found_NK[part] = logits_CK.float() / temperature
-    return found_NK
+
+    weight_VH: Tensor
+    bias_V: Tensor | None = None
+    after: Callable[[Tensor], Tensor] = lambda logits: logits
+
+    @torch.no_grad()
+    def logits_at(self, hidden_NH: Tensor, ids_NK: Tensor, temperature: float = 1.0, chunk_tokens: int = 64) -> Tensor:
+        """`logits_at` without keeping the logits: the layer's rows of the given ids alone, K / V of its work.
+
+        A vocabulary of at most 100 K words goes through the whole layer instead, which is faster then. hidden_NH: what the
+        layer was given for the N tokens, in the dtype of the forward pass, to which the result is rounded as the layer
+        rounds it. Returns float32 [N, K].
+        """
+        found_NK = torch.empty(ids_NK.shape, dtype=torch.float32, device=hidden_NH.device)
+        for start in range(0, len(ids_NK), chunk_tokens):
+            part = slice(start, start + chunk_tokens)
+            ids_CK = ids_NK[part]
+            if self.weight_VH.shape[0] <= _DENSE * ids_NK.shape[1]:
+                logits_CK = nn.functional.linear(hidden_NH[part], self.weight_VH, self.bias_V).gather(-1, ids_CK)
+            else:
+                logits_CK = (self.weight_VH[ids_CK] @ hidden_NH[part].unsqueeze(-1)).squeeze(-1)
+                logits_CK = logits_CK if self.bias_V is None else logits_CK + self.bias_V[ids_CK]
+            found_NK[part] = self.after(logits_CK).float() / temperature
+        return found_NK

@@ -1,45 +1,61 @@
-"""Metrics of one routed batch."""
+"""Metrics of one step's routing."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import torch
 
-if TYPE_CHECKING:
-    from srpo_recipe.training.step import RoutedBatch
+from srpo_recipe.method.decision import Decision
 
 
 def _mean(values: torch.Tensor | list) -> float:
     return float(torch.as_tensor(values, dtype=torch.float32).mean()) if len(values) else 0.0
 
 
-def routing(batch: "RoutedBatch") -> dict[str, float]:
-    """Metrics of one routed batch; shares are of the real rollouts, or of the groups where the name says so; seconds are the
-    mean over rollouts, which overlap in time."""
-    real = batch.real_B
-    correct, group, length = batch.correct_B[real], batch.group_B[real], batch.length_B[real].float()
-    policy, distill = batch.route.policy_B[real] > 0, batch.route.distill_B[real] > 0
+def routing(decision: Decision, agents: Sequence[Mapping], infos: Sequence[Mapping]) -> dict[str, float]:
+    """Metrics of one step's routing; shares are of the real rollouts, or of the groups where the name says so.
+
+    agents, infos: of each row, verl's metrics of its agent loop (seconds, which overlap in time) and what the reward function
+    gave beside the reward.
+    """
+    rollouts, real_B = decision.rollouts, decision.rollouts.real_B
+    correct, group = decision.correct_B[real_B], rollouts.group_B[real_B]
+    length = rollouts.length_B[real_B].float()
+    policy, distill = decision.route.policy_B[real_B] > 0, decision.route.distill_B[real_B] > 0
     groups = [correct[group == label] for label in torch.unique(group)]
+    real = [row for row, counts in enumerate(real_B.tolist()) if counts]
     return {
-        "route/rollouts": int(real.sum()),
-        "route/reward": _mean(batch.reward_B[real]),
+        "route/rollouts": len(real),
+        "route/reward": _mean(rollouts.reward_B[real_B]),
         "route/correct_share": _mean(correct),
-        "route/teacher_available_share": _mean(batch.teacher_B[real]),
+        "route/teacher_available_share": _mean(decision.teacher_B[real_B]),
         "route/distill_share": _mean(distill),
         "route/policy_share": _mean(policy),
         "route/all_wrong_groups": _mean([not bool(rows.any()) for rows in groups]),
         "route/all_right_groups": _mean([bool(rows.all()) for rows in groups]),
-        "route/rerouted": batch.rerouted,
-        "route/shortened": batch.shortened,
+        "route/rerouted": decision.rerouted,
+        "route/shortened": decision.shortened,
         "route/response_length": _mean(length),
         "route/response_length_policy": _mean(length[policy]),
         "route/response_length_distill": _mean(length[distill]),
         "route/response_length_correct": _mean(length[correct]),
-        "rollout/generate_seconds": _mean([row["generate_sequences"] for row in batch.agent_metrics]),
-        "rollout/reward_seconds": _mean([row["compute_score"] for row in batch.agent_metrics]),
-        "teacher/demonstration_length": _mean(batch.demonstration_lengths),
-        "teacher/prompt_length": _mean([len(ids) for ids in batch.teacher_prompts.values()]),
-        **verification([info for info, counts in zip(batch.reward_infos, real.tolist(), strict=True) if counts]),
+        **agent_seconds([agents[row] for row in real]),
+        "teacher/demonstration_length": _mean(decision.demonstration_lengths),
+        "teacher/prompt_length": _mean([len(prompt.ids) for prompt in decision.prompts.values()]),
+        **verification([infos[row] for row in real]),
     }
+
+
+def agent_seconds(rows: list[dict]) -> dict[str, float]:
+    """Mean seconds of generation and of verification over the rollouts whose agent loop measured them.
+
+    rows: of each rollout, verl's metrics of its agent loop, which may set them or not. No key for what no rollout has.
+    """
+    found = {}
+    for key, name in (("generate_sequences", "generate_seconds"), ("compute_score", "reward_seconds")):
+        values = [row[key] for row in rows if row.get(key) is not None]
+        if values:
+            found[f"rollout/{name}"] = _mean(values)
+    return found
 
 
 def verification(infos: list[dict]) -> dict[str, float]:
@@ -52,6 +68,7 @@ def verification(infos: list[dict]) -> dict[str, float]:
     return {
         "reward/timeouts": failures.count("timeout"),
         "reward/crashes": failures.count("crash"),
+        "reward/not_finite": failures.count("not_finite"),
         "reward/unparsed": sum(info["failure"] is None and not info["parsed"] for info in infos),
         "reward/truncated": sum(bool(info["truncated"]) for info in infos),
     }

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-import torch
-from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
+from srpo_recipe.method.decision import Decision
 
 
 def deal(teacher_length_B: Sequence[int], length_B: Sequence[int], ranks: int) -> list[list[int]]:
@@ -34,9 +33,10 @@ def by_rank(rows: Sequence[int], total: int, ranks: int) -> list[list[int | None
     return [share + [None] * (longest - len(share)) for share in shares]
 
 
-def equal_work(length_N: Sequence[int], ranks: int) -> list[list[int | None]]:
-    """Places in `length_N` (tokens) in equal shares of about equal work. None pads, and counts as two tokens."""
-    padded = [*length_N, *[2] * (-len(length_N) % ranks)]
-    work = calculate_workload(torch.tensor(padded)).tolist()
-    shares = get_seqlen_balanced_partitions(work, k_partitions=ranks, equal_size=True)
-    return [[place if place < len(length_N) else None for place in share] for share in shares]
+def teacher_order(decision: Decision, length_B: Sequence[int], ranks: int) -> tuple[list[int], list[list[int]]]:
+    """`deal` for a decision: (the rows in their new order, the shares of the ranks). length_B: tokens of the student's rows."""
+    response_B = decision.rollouts.length_B.tolist()
+    prompts = decision.prompts
+    teacher_B = [len(prompts[row].ids) + length if row in prompts else 0 for row, length in enumerate(response_B)]
+    shares = deal(teacher_B, length_B, ranks)
+    return [row for share in shares for row in share], shares

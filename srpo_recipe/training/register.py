@@ -6,9 +6,10 @@ def register_method() -> None:
     from verl.trainer.ppo import core_algos
     from verl.trainer.ppo.v1 import get_trainer_cls
 
-    from srpo_recipe.training import step as trainer
-    from srpo_recipe.training import worker
+    from srpo_recipe.training.advantage import srpo_advantage
+    from srpo_recipe.training.losses import srpo_policy_loss
+    from srpo_recipe.training.step import SRPOTrainer
 
     held = (core_algos.get_adv_estimator_fn("srpo"), core_algos.get_policy_loss_fn("srpo"), get_trainer_cls("srpo"))
-    if held != (trainer.srpo_advantage, worker.srpo_policy_loss, trainer.SRPOTrainer):
+    if held != (srpo_advantage, srpo_policy_loss, SRPOTrainer):
         raise RuntimeError(f"another package registered itself with verl under the name srpo: {held}")

@@ -1,0 +1,160 @@
+"""What each rollout of a batch learns from: verified rollouts in, one frozen decision out (paper, sections 3.1 and 3.2).
+
+The teacher's prompts are written first, for the rows that the rule would send to a teacher. A prompt that does not fit its
+budget is simply no teacher, and the routing table is asked once, with the teachers that there are.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from srpo_recipe.method.demonstrations import choose_demonstrations, has_correct_sibling
+from srpo_recipe.method.route import Route, route_samples, wants_teacher
+from srpo_recipe.method.self_teacher import StudentChat, TeacherPrompt, TeacherPromptBuilder
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The verified rollouts of a batch, in one order of its rows.
+
+    index_B: number of the prompt in the data; session_B: number of the rollout in its group; group_B: int64, a label that
+    the rollouts of one prompt share; reward_B: float32, from the verifier; real_B: bool, False for rows that only fill up
+    the batch; responses: token ids; chats: what the students' prompts were rendered from; feedback: the verifier's text, or
+    None.
+    """
+
+    index_B: Tensor
+    session_B: Tensor
+    group_B: Tensor
+    reward_B: Tensor
+    real_B: Tensor
+    responses: Sequence[Tensor]
+    chats: Sequence[StudentChat]
+    feedback: Sequence[str | None]
+
+    @property
+    def length_B(self) -> Tensor:
+        """Response tokens of each rollout."""
+        return torch.tensor([len(ids) for ids in self.responses], dtype=torch.long)
+
+    def reordered(self, order: Sequence[int]) -> "Rollouts":
+        """The same rollouts, row order[0] first."""
+        return Rollouts(*(_reordered(getattr(self, each.name), order) for each in fields(self)))
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What a decision depends on besides the rollouts; the fields of the same names in the settings tell what they mean.
+
+    feedback: "off", "append" (after the demonstration) or "replace" (instead of it). overflow: "shorten" the demonstration,
+    or "reroute", which takes a prompt that had to be shortened for one that does not fit. context: the model's positions,
+    which the teacher's prompt and the response share; None for no limit.
+    """
+
+    rule: str
+    correct_threshold: float
+    mix: float
+    demonstration: str
+    feedback: str
+    overflow: str
+    seed: int
+    context: int | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What each of B rollouts learns from.
+
+    correct_B, teacher_B: bool, c_i and m_i, a teacher whose prompt does not fit left out; route: weights of the two parts
+    of the loss; prompts: row -> the teacher's prompt, for the rows with a distillation part; demonstration_lengths: tokens
+    of the siblings shown there; rerouted: rows that lost their teacher since its prompt does not fit.
+    """
+
+    rollouts: Rollouts
+    correct_B: Tensor
+    teacher_B: Tensor
+    route: Route
+    prompts: Mapping[int, TeacherPrompt]
+    demonstration_lengths: Sequence[int]
+    rerouted: int
+
+    @property
+    def shortened(self) -> int:
+        """Prompts whose demonstration was cut to fit."""
+        return sum(prompt.shortened for prompt in self.prompts.values())
+
+    def reordered(self, order: Sequence[int]) -> "Decision":
+        """The same decision for the rollouts in another order, row order[0] first."""
+        return replace(
+            self,
+            rollouts=self.rollouts.reordered(order),
+            correct_B=_reordered(self.correct_B, order),
+            teacher_B=_reordered(self.teacher_B, order),
+            route=Route(*(_reordered(part, order) for part in (self.route.policy_B, self.route.distill_B))),
+            prompts={place: self.prompts[row] for place, row in enumerate(order) if row in self.prompts},
+        )
+
+
+def _reordered(column, order: Sequence[int]):
+    return column[list(order)] if isinstance(column, Tensor) else [column[row] for row in order]
+
+
+def row_seed(seed: int, step: int, index: int, session: int) -> int:
+    """Seed of one rollout's sibling choice: from what it is, not from where it lies in the batch."""
+    return zlib.crc32(f"{seed}/{step}/{index}/{session}".encode())
+
+
+def decide(rollouts: Rollouts, routing: Routing, builder: TeacherPromptBuilder, step: int) -> Decision:
+    """Decide what each rollout learns from. step: of the training, for the seeds of the siblings' choice.
+
+    Raises ValueError, with the rows, for rewards that are not finite, and for a chat that the builder refuses.
+    """
+    bad = torch.nonzero(~torch.isfinite(rollouts.reward_B)).flatten().tolist()
+    if bad:
+        raise ValueError(f"the rewards of rows {bad} are not finite: {rollouts.reward_B[bad].tolist()}")
+    correct_B = (rollouts.reward_B >= routing.correct_threshold) & rollouts.real_B
+    sibling_B = _siblings(rollouts, routing, correct_B, step)
+    feedback = rollouts.feedback if routing.feedback != "off" else [None] * len(sibling_B)
+    shown_B = has_correct_sibling(correct_B, rollouts.group_B) & (routing.feedback != "replace")
+    teacher_B = (shown_B | torch.tensor([text is not None for text in feedback], dtype=torch.bool)) & rollouts.real_B
+    asked_B = teacher_B & wants_teacher(routing.rule, correct_B, routing.mix)
+
+    prompts, lengths = {}, []
+    for row in torch.nonzero(asked_B).flatten().tolist():
+        sibling = rollouts.responses[int(sibling_B[row])] if shown_B[row] else None
+        prompt = _prompt(rollouts, row, sibling, feedback[row], routing, builder)
+        if prompt is None:
+            teacher_B[row] = False
+            continue
+        prompts[row] = prompt
+        lengths += [len(sibling)] if sibling is not None else []
+    route = route_samples(routing.rule, correct_B, teacher_B, routing.mix)
+    rerouted = int(asked_B.sum()) - len(prompts)
+    return Decision(rollouts, correct_B, teacher_B, route, prompts, lengths, rerouted)
+
+
+def _siblings(rollouts: Rollouts, routing: Routing, correct_B: Tensor, step: int) -> Tensor:
+    """The row of the sibling that each row would be shown, -1 for none."""
+    places = zip(rollouts.index_B.tolist(), rollouts.session_B.tolist(), strict=True)
+    seed_B = torch.tensor([row_seed(routing.seed, step, index, session) for index, session in places], dtype=torch.long)
+    return choose_demonstrations(
+        routing.demonstration, correct_B, rollouts.group_B, rollouts.length_B, rollouts.session_B, seed_B
+    )
+
+
+def _prompt(
+    rollouts: Rollouts,
+    row: int,
+    sibling: Tensor | None,
+    feedback: str | None,
+    routing: Routing,
+    builder: TeacherPromptBuilder,
+) -> TeacherPrompt | None:
+    """The teacher's prompt of one row, None where it does not fit."""
+    shown = builder.demonstration(sibling.tolist()) if sibling is not None else None
+    room = None if routing.context is None else routing.context - len(rollouts.responses[row])
+    prompt = builder.build(rollouts.chats[row], shown, feedback, room)
+    return None if prompt is not None and prompt.shortened and routing.overflow == "reroute" else prompt

@@ -1,0 +1,72 @@
+"""The fields that the method adds to verl's batches, and one view of a micro-batch in which everything is [B, T].
+
+verl's fields are jagged, one row of a length of its own for each rollout. They are padded once, here; what comes after it, loss
+and metrics, sees padded tensors and masks alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+# Written once a step by the trainer, [B] each: the route's weights, and the number under which the rank of a routed row keeps
+# its teacher's states (-1 for none).
+POLICY, DISTILL, TEACHER_ROW = "route_policy", "route_distill", "teacher_row"
+# Of a mini-batch, not of its rows: `loss.Totals` as a tuple, and the cap of the rollout correction (None for none).
+TOTALS, IMPORTANCE_CAP = "srpo_totals", "importance_cap"
+
+
+def jagged(rows: Sequence[Tensor]) -> Tensor:
+    """A nested tensor of rows of different lengths, as verl's batches hold them."""
+    return torch.nested.as_nested_tensor(list(rows), layout=torch.jagged)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The routed rows of a micro-batch or mini-batch. T is its longest response.
+
+    length_B: response tokens; mask_BT: those of them that count; policy_B, distill_B: the route's weights; teacher_row_B: see
+    TEACHER_ROW.
+    """
+
+    data: TensorDict
+    length_B: Tensor
+    mask_BT: Tensor
+    policy_B: Tensor
+    distill_B: Tensor
+
+    @classmethod
+    def of(cls, data: TensorDict) -> "MicroBatch":
+        """data: verl's fields, those of the method among them."""
+        mask_BT = data["response_mask"].to_padded_tensor(0).bool()
+        policy_B, distill_B = (data[key].reshape(-1).float() for key in (POLICY, DISTILL))
+        return cls(data, data["responses"].offsets().diff(), mask_BT, policy_B, distill_B)
+
+    @property
+    def routed_B(self) -> Tensor:
+        """bool: the rows with a distillation part."""
+        return self.distill_B > 0
+
+    @property
+    def teacher_rows(self) -> list[int]:
+        """The numbers of the routed rows' states, in their order."""
+        return self.data[TEACHER_ROW].reshape(-1)[self.routed_B].tolist() if TEACHER_ROW in self.data else []
+
+    def padded(self, field: str) -> Tensor:
+        """One of verl's jagged fields over the responses, as [B, T]; 0 after a response's end."""
+        return self.data[field].to_padded_tensor(0)
+
+    def spread(self, values_N: Tensor) -> Tensor:
+        """Lay one value for every response token of all rows, in order, into [B, T]; 0 elsewhere."""
+        return self._laid(values_N, torch.ones_like(self.routed_B))
+
+    def spread_routed(self, values_M: Tensor) -> Tensor:
+        """The same for values of the routed rows alone."""
+        return self._laid(values_M, self.routed_B)
+
+    def _laid(self, values: Tensor, rows_B: Tensor) -> Tensor:
+        position_T = torch.arange(self.mask_BT.shape[-1], device=values.device)
+        place_BT = rows_B.unsqueeze(-1) & (position_T < self.length_B.unsqueeze(-1))
+        return torch.zeros(place_BT.shape, dtype=values.dtype, device=values.device).masked_scatter(place_BT, values)

@@ -1,0 +1,172 @@
+"""What surrounds a step: how the trainer is built, watched, logged, saved, resumed and stopped."""
+
+import ray
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.debug import marked_timer
+
+from srpo_recipe.eval.validation import validation_metrics
+from srpo_recipe.method.decision import Routing
+from srpo_recipe.method.self_teacher import TeacherPromptBuilder
+from srpo_recipe.records.metrics_file import JsonLines
+from srpo_recipe.run import stop
+from srpo_recipe.run.step_log import StepLog
+from srpo_recipe.settings.read import from_plain, old_policy
+from srpo_recipe.training.watch.trainer_watch import Watchdog
+from srpo_recipe.training.worker import SRPOWorker
+
+
+class LifecycleTrainer(PPOTrainerSync):
+    """verl's synchronous trainer with a self-teacher beside the actor, our logs, and runs that end clearly."""
+
+    def __init__(self, config):
+        self.srpo = from_plain(config.srpo)
+        self.old_policy = old_policy(config)
+        self.step_log = StepLog(config, self.srpo)
+        super().__init__(config)
+        # verl asks for a second model where a KL term needs it; the self-teacher is that model, without the term
+        self.use_reference_policy = self.srpo.needs_teacher
+
+    # verl's base class compares this name with "sync" in six places (trainer_base.py:153, 731, 902, 912, 1004, 1499); a
+    # synchronous trainer under another name would get the asynchronous replay buffer.
+    @property
+    def trainer_mode(self) -> str:
+        return "sync"
+
+    @trainer_mode.setter
+    def trainer_mode(self, value: str) -> None:
+        assert value == "srpo", f"trainer.v1.trainer_mode={value} selects another trainer"
+
+    # ------------------------------------------------------------------------------------------------------- building
+
+    def _init_resource_pool_mgr(self):
+        super()._init_resource_pool_mgr()
+        pool = self.mapping.pop(Role.ActorRollout)
+        del self.role_worker_mapping[Role.ActorRollout]
+        role = Role.ActorRolloutRef if self.srpo.needs_teacher else Role.ActorRollout
+        self.role_worker_mapping[role] = ray.remote(SRPOWorker)
+        self.mapping[role] = pool
+
+    def _build_replay_buffer(self):
+        buffer = super()._build_replay_buffer()
+        buffer.poll_interval = self.srpo.poll_seconds
+        return buffer
+
+    def _setup(self):
+        super()._setup()
+        teacher, chat_options = self.srpo.teacher, self.config.data.get("apply_chat_template_kwargs") or {}
+        self.prompts = TeacherPromptBuilder(
+            self.tokenizer, teacher.template, teacher.feedback_template, teacher.max_prompt_tokens, chat_options
+        )
+        self.routing = Routing(
+            rule=self.srpo.route,
+            correct_threshold=self.srpo.correct_threshold,
+            mix=self.srpo.mix,
+            demonstration=teacher.demonstration,
+            feedback=teacher.feedback,
+            overflow=teacher.overflow,
+            seed=self.srpo.seed,
+            context=self._context() if self.srpo.needs_teacher else None,
+        )
+        self.watchdog = Watchdog(self.llm_server_manager, self.srpo.stall_seconds, before_exit=self._flush_logs)
+
+    def _context(self) -> int | None:
+        """The positions of the model, which the teacher's prompt and a response share; says where they are the tighter limit."""
+        context = self.actor_rollout_wg.positions()[0]
+        budget, response = self.srpo.teacher.max_prompt_tokens, self.config.data.max_response_length
+        if context is not None and context < budget + response:
+            print(
+                f"The model has {context} positions, less than srpo.teacher.max_prompt_tokens={budget} and "
+                f"data.max_response_length={response} together: a teacher's prompt gets what the response leaves of them "
+                "(route/shortened and route/rerouted count the prompts that need more)",
+                flush=True,
+            )
+        return context
+
+    def data_parallel_size(self, mesh: str) -> int:
+        """Ranks of the actor's or the teacher's mesh that hold different rows."""
+        group = self.actor_rollout_wg
+        if mesh not in group._dispatch_info:
+            group._dispatch_info[mesh] = group._query_dispatch_info(mesh)
+        return max(group._dispatch_info[mesh]) + 1
+
+    # ---------------------------------------------------------------------------------------------------- checkpoints
+
+    def _load_checkpoint(self):
+        super()._load_checkpoint()
+        self.resumed_step = self.saved_step = self.global_steps
+
+    def _save_checkpoint(self):
+        """verl's, whole; only then the oldest ones go."""
+        super()._save_checkpoint()
+        self.saved_step = self.global_steps
+        trainer = self.config.trainer
+        keep = 1 if trainer.get("remove_previous_ckpt_in_save", False) else trainer.max_actor_ckpt_to_keep
+        self.actor_rollout_wg.prune(trainer.default_local_dir, keep)
+
+    # ----------------------------------------------------------------------------------------------- stages of the run
+
+    def on_init_end(self):
+        with self.watchdog.guard("first weight sync"):
+            super().on_init_end()
+
+    def fit(self, agent_loop_manager):
+        with self.watchdog.guard("start of training"):
+            super().fit(agent_loop_manager)
+        self.watchdog.stop()
+
+    def on_validate_begin(self):
+        self.watchdog.stage = f"validation after step {self.global_steps}"
+        self._open_metrics()
+
+    def on_train_begin(self):
+        self._open_metrics()
+
+    def on_sample_begin(self):
+        self.watchdog.stage = f"rollouts of step {self.global_steps}"
+        super().on_sample_begin()
+
+    def on_sample_end(self):
+        # verl counts the rollouts that a dead engine lost as finished and would train on the others
+        self.watchdog.check()
+        self.watchdog.stage = f"scoring and update of step {self.global_steps}"
+        super().on_sample_end()
+
+    def on_step_end(self):
+        if self.global_steps < self.total_training_steps and stop.asked(self.config):
+            self._stop_after_this_step()
+        with self.watchdog.guard(f"weight sync after step {self.global_steps}"):
+            super().on_step_end()
+
+    def _stop_after_this_step(self):
+        if self.saved_step != self.global_steps:
+            with marked_timer("save_checkpoint", self.timing_raw, color="green"):
+                self._save_checkpoint()
+        stop.confirm(self.config, self.global_steps)
+        # verl's loop asks this before the next step (trainer_base.py:467), when this one's metrics are written
+        self.config.trainer.total_epochs = 0
+
+    # ----------------------------------------------------------------------------------------------------------- logs
+
+    def _open_metrics(self):
+        """Add our JSON lines to verl's loggers. Its own file logger truncates the file of the run that is resumed."""
+        if "jsonl" not in self.logger.logger:
+            self.logger.logger["jsonl"] = JsonLines(f"{self.config.run.dir}/metrics.jsonl", self.resumed_step)
+
+    def _flush_logs(self):
+        if getattr(self, "logger", None) is not None:
+            self.logger.finish(exit_code=1)
+
+    def _val_metrics_update(
+        self, data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts=None
+    ):
+        # of verl's own numbers only those of the turns: best@k and maj@k of the evaluation take the place of its resampling
+        turns = super()._val_metrics_update([], [], {}, sample_turns)
+        expected, seed = expected_acc_counts or {}, self.srpo.seed
+        return turns | validation_metrics(
+            data_sources, sample_uids, reward_extra_infos_dict, expected, self.srpo.correct_threshold, seed
+        )
+
+    def _compute_metrics(self, batch, metrics, timing_raw, global_steps, epoch):
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        self.step_log.write(global_steps, self.total_training_steps, metrics, timing_raw)

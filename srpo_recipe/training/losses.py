@@ -1,0 +1,151 @@
+"""The loss of an update, under the names by which verl finds it: method/loss.py on verl's fields."""
+
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from verl.trainer.ppo.core_algos import get_policy_loss_fn, register_policy_loss
+from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
+from verl.utils import tensordict_utils as tu
+from verl.workers.config import ActorConfig
+
+from srpo_recipe.method.dw_sdpo import confidence
+from srpo_recipe.method.grpo import clipped_policy_loss
+from srpo_recipe.method.loss import Totals, count_totals, routed_loss
+from srpo_recipe.settings.schema import SRPOConfig
+from srpo_recipe.training.fields import IMPORTANCE_CAP, TOTALS, MicroBatch
+from srpo_recipe.training.loss_metrics import as_verls, loss_metrics, sampled_metrics
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What the routed loss takes beside a policy loss's own arguments; the names are those of `method.loss.routed_loss`."""
+
+    policy_B: Tensor
+    distill_B: Tensor
+    divergence_BT: Tensor
+    entropy_BT: Tensor
+    confidence_BT: Tensor
+    totals: Totals
+    average: str
+
+    @classmethod
+    def grpo(cls, mask_BT: Tensor, tokens: float | None) -> "Routed":
+        """Every row on the GRPO route, which is what a policy loss without these arguments means. tokens: of the mini-batch,
+        None where this is all of it.
+        """
+        ones_B, zeros_BT = (
+            torch.ones(len(mask_BT), device=mask_BT.device),
+            torch.zeros_like(mask_BT, dtype=torch.float32),
+        )
+        counted = count_totals(mask_BT, ones_B, torch.zeros_like(ones_B), zeros_BT)
+        if tokens is not None:
+            counted[:2] = tokens
+        totals = Totals.from_tensor(counted)
+        return cls(ones_B, torch.zeros_like(ones_B), zeros_BT, zeros_BT, zeros_BT, totals, "token")
+
+
+@register_policy_loss("srpo")
+def srpo_policy_loss(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: ActorConfig = None,
+    rollout_is_weights: Tensor | None = None,
+    routed: Routed | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """The one loss of the method for a micro-batch, under verl's own name (paper, section 3.3).
+
+    All tensors [B, T]; the first seven arguments are verl's. routed: `update_loss` gives it; without it every row is on the
+    GRPO route. loss_agg_mode is verl's argument and without effect: routed.average decides. verl averages gradients over the
+    ranks, hence the factor dp_size. Returns the loss and its metrics, shares that add up over micro-batches and ranks.
+    """
+    mask_BT = response_mask.bool()
+    info = config.global_batch_info
+    dp_size = info.get("dp_size", 1)
+    routed = routed or Routed.grpo(mask_BT, info.get("batch_num_tokens"))
+    importance_BT = torch.ones_like(log_prob) if rollout_is_weights is None else rollout_is_weights
+    clip = config.clip_ratio_low, config.clip_ratio_high, config.get("clip_ratio_c", 3.0)
+    policy_loss_BT, clipped_BT, dual_BT = clipped_policy_loss(log_prob, old_log_prob, advantages, *clip)
+    policy, distill = routed_loss(
+        policy_loss_BT,
+        routed.divergence_BT,
+        mask_BT,
+        routed.policy_B,
+        routed.distill_B,
+        routed.confidence_BT,
+        importance_BT,
+        routed.totals,
+        routed.average,
+    )
+    policy_means = {
+        "clip_fraction": clipped_BT,
+        "dual_clip_fraction": dual_BT,
+        "approx_kl": (old_log_prob - log_prob).detach(),
+    }
+    parts = {"pg_loss": policy * dp_size, "distill/loss": distill * dp_size}
+    metrics = loss_metrics(mask_BT, routed, importance_BT, policy_means, dp_size)
+    metrics |= {name: part.item() for name, part in parts.items()}
+    return (policy + distill) * dp_size, metrics
+
+
+def update_loss(
+    config: ActorConfig, srpo: SRPOConfig, model_output: dict, data: TensorDict, dp_group=None
+) -> tuple[Tensor, dict]:
+    """verl's loss function of one micro-batch of an update: its fields as [B, T], then the registered policy loss.
+
+    model_output: from RoutedEngine, the log-prob of each response token [N], divergence and teacher entropy of the routed rows'
+    tokens [M]. data: verl's micro-batch with the fields of fields.py; the sums over the whole mini-batch are data[TOTALS].
+    """
+    view = MicroBatch.of(data)
+    log_prob_BT = view.spread(model_output["log_probs"])
+    entropy_BT = view.spread_routed(model_output["teacher_entropy"])
+    routed = Routed(
+        policy_B=view.policy_B,
+        distill_B=view.distill_B,
+        divergence_BT=view.spread_routed(model_output["divergence"]),
+        entropy_BT=entropy_BT,
+        confidence_BT=confidence(entropy_BT, srpo.beta),
+        totals=Totals(*data[TOTALS]),
+        average=srpo.average,
+    )
+    if "old_log_probs" in data:
+        old_log_prob_BT, sampled = view.padded("old_log_probs"), {}
+        importance_BT = view.padded("rollout_is_weights") if "rollout_is_weights" in data else None
+    else:
+        old_log_prob_BT = log_prob_BT.detach()
+        importance_BT, sampled = _against_rollout(view, old_log_prob_BT)
+    config.global_batch_info.update(dp_size=data["dp_size"], batch_num_tokens=data["batch_num_tokens"])
+    loss, metrics = get_policy_loss_fn(config.policy_loss.loss_mode)(
+        old_log_prob=old_log_prob_BT,
+        log_prob=log_prob_BT,
+        advantages=view.padded("advantages"),
+        response_mask=view.mask_BT,
+        loss_agg_mode=config.loss_agg_mode,
+        config=config,
+        rollout_is_weights=importance_BT,
+        routed=routed,
+    )
+    metrics = metrics | sampled_metrics(view.mask_BT, routed, sampled, data["dp_size"])
+    return loss, as_verls(metrics)
+
+
+def _against_rollout(view: MicroBatch, old_log_prob_BT: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """With one optimiser step a batch the old policy is the current one: the rollout correction of its log-probs.
+
+    Returns the weights (None for none) and what the log shows of the sampled tokens, [B, T] each: minus the log-prob, whose
+    mean estimates the entropy, and how far off the rollout engine was.
+    """
+    sampled = {"entropy_of_samples": -old_log_prob_BT}
+    if "rollout_log_probs" not in view.data:
+        return None, sampled
+    rollout_BT = view.padded("rollout_log_probs")
+    sampled["rollout_probs_diff"] = (old_log_prob_BT.exp() - rollout_BT.exp()).abs()
+    cap = tu.get_non_tensor_data(view.data, IMPORTANCE_CAP, None)
+    if cap is None or not view.mask_BT.any():  # verl's function refuses a micro-batch of padding alone
+        return None, sampled
+    weights_BT, _ = compute_rollout_correction_weights(old_log_prob_BT - rollout_BT, view.mask_BT.long(), "token", cap)
+    return weights_BT, sampled

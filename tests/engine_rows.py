@@ -1,0 +1,196 @@
+"""The mini-batch of tests/engine_process.py: rows, verl's fields of them, and the objective on plain models.
+
+The objective is written here once more with full softmaxes and without the package's passes over the vocabulary, kept states,
+views or totals; what it shares with the package is the divergence and the clipped surrogate, which test_objective.py holds
+against float64.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from verl.utils import tensordict_utils as tu
+
+from srpo_recipe.method.dw_sdpo import divergence
+from srpo_recipe.method.grpo import clipped_policy_loss
+from srpo_recipe.settings.schema import SRPOConfig
+from srpo_recipe.training import fields
+from srpo_recipe.training.engine import PASS
+
+ROWS, VOCABULARY, TOP_K, TEMPERATURE, CAP = 16, 100, 8, 0.8, 2.0
+CLIP = (0.2, 0.28, 3.0)
+HINT = torch.arange(4, 11)  # what the teacher's prompt has before the student's
+MASKED_ROW = 3  # on the distillation route of "srpo", and all of its response is masked
+
+# name -> settings; the routes of the rows follow in `routes`
+CASES = {
+    "srpo": SRPOConfig(route="srpo", beta=1.0, top_k=TOP_K, chunk_megabytes=0.0012),  # 3 tokens
+    "sdpo": SRPOConfig(route="sdpo", beta=0.0, top_k=TOP_K),
+    "grpo": SRPOConfig(route="grpo", top_k=TOP_K),
+    "advantage_mix": SRPOConfig(route="advantage_mix", beta=0.0, top_k=TOP_K),
+    "unrouted": SRPOConfig(route="srpo", top_k=TOP_K),  # no row takes the distillation route
+    "nothing": SRPOConfig(route="sdpo", top_k=TOP_K),  # no row takes any route
+    "masked": SRPOConfig(route="srpo", top_k=TOP_K),  # the one routed row is all masked
+    "sequence": SRPOConfig(route="srpo", average="sequence", top_k=TOP_K),
+    "update": SRPOConfig(route="srpo", top_k=TOP_K),  # the old policy is the update's own forward
+}
+
+
+def routes(case: str) -> tuple[Tensor, Tensor]:
+    """(policy_B, distill_B). Most routed rows lie in the first half, so two ranks have very different shares."""
+    teacher_B = torch.tensor([1, 1, 0, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 1, 0, 0]).bool()
+    if case == "masked":
+        teacher_B = torch.arange(ROWS) == MASKED_ROW
+    if case in ("unrouted", "grpo"):
+        return torch.ones(ROWS), torch.zeros(ROWS)
+    if case == "nothing":
+        return torch.zeros(ROWS), torch.zeros(ROWS)
+    if case == "sdpo":
+        return torch.zeros(ROWS), teacher_B.float()
+    if case == "advantage_mix":
+        return torch.full((ROWS,), 0.9), teacher_B * 0.1
+    return (~teacher_B).float(), teacher_B.float()
+
+
+def make_rows(model) -> list[dict[str, Tensor]]:
+    """The mini-batch, row by row. Masks have holes, two rows are all masked, ratios reach both clips and the dual clip."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for row in range(ROWS):
+        prompt, response = 3 + row % 5, 1 + (5 * row) % 11
+        ids = torch.randint(4, VOCABULARY, (prompt + response,), generator=generator)
+        mask = torch.ones(response, dtype=torch.long)
+        if row in (11, MASKED_ROW):
+            mask[:] = 0
+        elif response > 4:
+            mask[2] = 0
+        with torch.no_grad():
+            logits_RV = model(ids.unsqueeze(0)).logits[0, prompt - 1 : -1] / TEMPERATURE
+        log_probs_R = logits_RV.log_softmax(-1).gather(-1, ids[prompt:].unsqueeze(-1)).squeeze(-1)
+        noise = torch.randn(response, generator=generator) * 0.4
+        noise[0] = -1.5 if row % 2 else noise[0]
+        rows.append(
+            {
+                "prompts": ids[:prompt],
+                "responses": ids[prompt:],
+                "input_ids": ids,
+                "position_ids": torch.arange(len(ids)),
+                "response_mask": mask,
+                "old_log_probs": log_probs_R + noise,
+                "rollout_log_probs": log_probs_R + torch.randn(response, generator=generator) * 0.5,
+                "advantages": (torch.randn(1, generator=generator) - 0.2).expand(response).clone(),
+                "rollout_is_weights": torch.rand(response, generator=generator) * 1.7 + 0.3,
+            }
+        )
+    return rows
+
+
+def for_the_teacher(row: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same response under the teacher's prompt."""
+    ids = torch.cat([HINT, row["input_ids"]])
+    return row | {"prompts": ids[: -len(row["responses"])], "input_ids": ids, "position_ids": torch.arange(len(ids))}
+
+
+def make_batch(rows: list[dict], case: str, numbers: list[int], stage: str, **options) -> TensorDict:
+    """verl's no-padding batch of the rows with these numbers, with the trainer's fields. stage: "update" or "teacher"."""
+    policy_B, distill_B = (weights[numbers] for weights in routes(case))
+    chosen = [for_the_teacher(rows[n]) if stage == "teacher" else rows[n] for n in numbers]
+    keys = ["prompts", "responses", "input_ids", "position_ids", "response_mask"]
+    if stage == "update":
+        keys += ["advantages"]
+        keys += ["rollout_log_probs"] if case == "update" else ["old_log_probs", "rollout_is_weights"]
+    columns = {key: fields.jagged([row[key] for row in chosen]) for key in keys}
+    columns["loss_mask"] = columns["response_mask"]
+    columns |= {fields.POLICY: policy_B, fields.DISTILL: distill_B}
+    columns[fields.TEACHER_ROW] = torch.where(distill_B > 0, 7 * torch.tensor(numbers) + 100, -1)
+    data = TensorDict(columns, batch_size=len(numbers))
+    tu.assign_non_tensor(
+        data,
+        temperature=TEMPERATURE,
+        global_batch_size=ROWS,
+        calculate_entropy=False,
+        use_remove_padding=False,
+        **{PASS: stage, fields.IMPORTANCE_CAP: CAP, "use_dynamic_bsz": False, **options},
+    )
+    return data
+
+
+@dataclass
+class Plain:
+    """The objective on the whole mini-batch: loss, and the means that the log shows of it."""
+
+    loss: Tensor
+    means: dict[str, float]
+
+
+def plain_objective(model, teacher, rows: list[dict], case: str) -> Plain:
+    """The objective of section 3.3 on plain models, row by row."""
+    settings, (policy_B, distill_B) = CASES[case], routes(case)
+    parts, routed = [], []
+    for row, policy, distill in zip(rows, policy_B.tolist(), distill_B.tolist(), strict=True):
+        part = _row(model, teacher, row, settings, case)
+        part["policy"], part["distill"] = policy * part["mask"], distill * part["mask"]
+        parts.append(part)
+        routed += [part["confidence"][part["distill"] > 0]]
+    either = torch.cat([(part["policy"] + part["distill"]) > 0 for part in parts])
+    mean = torch.cat(routed).mean() if torch.cat(routed).numel() else torch.tensor(1.0)
+    on_route = [part for part in parts if ((part["policy"] + part["distill"]) > 0).any()]
+    total = sum(
+        (
+            (part["policy"] * part["l_grpo"] + part["distill"] * part["confidence"] / mean * part["l_sdpo"])
+            * part["importance"]
+            / (part["mask"].sum().clamp(min=1) if settings.average == "sequence" else 1.0)
+        ).sum()
+        for part in parts
+    )
+    denominator = len(on_route) if settings.average == "sequence" else int(either.sum())
+
+    def over(weight: str, name: str) -> float:
+        chosen = [part[name].detach()[part[weight] > 0].float() for part in parts]
+        return float(torch.cat(chosen).mean()) if torch.cat(chosen).numel() else 0.0
+
+    weights = [part | {"weight": part["confidence"] / mean} for part in parts]
+    found = torch.cat([part["weight"][part["distill"] > 0] for part in weights])
+    means = {
+        "policy/clip_fraction": over("policy", "clipped"),
+        "policy/dual_clip_fraction": over("policy", "dual"),
+        "policy/approx_kl": over("policy", "kl"),
+        "distill/divergence": over("distill", "l_sdpo"),
+        "distill/teacher_entropy": over("distill", "entropy"),
+        "distill/weight_mean": float(found.mean()) if found.numel() else 0.0,
+        "distill/weight_square": float(found.square().mean()) if found.numel() else 0.0,
+        "distill/weight_largest": float(found.max()) if found.numel() else 0.0,
+        "distill/tokens": float(found.numel()),
+    }
+    return Plain(total / max(denominator, 1), means)
+
+
+def _row(model, teacher, row: dict[str, Tensor], settings: SRPOConfig, case: str) -> dict[str, Tensor]:
+    """Everything of one row, [R] each."""
+    length = len(row["responses"])
+    log_probs_RV = (model(row["input_ids"].unsqueeze(0)).logits[0, -length - 1 : -1] / TEMPERATURE).log_softmax(-1)
+    with torch.no_grad():
+        enriched = for_the_teacher(row)["input_ids"]
+        teacher_RV = (teacher(enriched.unsqueeze(0)).logits[0, -length - 1 : -1] / TEMPERATURE).log_softmax(-1)
+    ids_RK = log_probs_RV.topk(settings.top_k, dim=-1).indices
+    others_RV = torch.ones_like(log_probs_RV, dtype=torch.bool).scatter(-1, ids_RK, False)
+    tail_R1 = log_probs_RV.masked_fill(~others_RV, -torch.inf).logsumexp(-1, keepdim=True)
+    student_RB = torch.cat([log_probs_RV.gather(-1, ids_RK), tail_R1], dim=-1)
+    log_prob_R = log_probs_RV.gather(-1, row["responses"].unsqueeze(-1)).squeeze(-1)
+    own = case == "update"
+    old_R = log_prob_R.detach() if own else row["old_log_probs"]
+    importance = (old_R - row["rollout_log_probs"]).exp().clamp(max=CAP) if own else row["rollout_is_weights"]
+    l_grpo, clipped, dual = clipped_policy_loss(log_prob_R, old_R, row["advantages"], *CLIP)
+    entropy_R = torch.special.entr(teacher_RV.double().exp()).sum(-1).float()
+    return {
+        "mask": row["response_mask"].float(),
+        "l_grpo": l_grpo,
+        "l_sdpo": divergence(student_RB, teacher_RV.gather(-1, ids_RK), settings.alpha),
+        "importance": importance,
+        "entropy": entropy_R,
+        "confidence": torch.exp(-settings.beta * entropy_R),
+        "clipped": clipped,
+        "dual": dual,
+        "kl": (old_R - log_prob_R).detach(),
+    }
