@@ -8,7 +8,6 @@ questions is always asked as a whole, in the same order, with an empty prefix ca
 import functools
 import os
 import sys
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 from tqdm import tqdm
 
 from srpo_recipe.machine import on_cpu
+from srpo_recipe.method.chat import with_system_prompt
+from srpo_recipe.method.seeds import checksum
 
 # Of what a machine with an accelerator runs; everything else is vLLM's default.
 GPU_ENGINE: dict[str, Any] = {"dtype": "bfloat16"}
@@ -38,7 +39,7 @@ def default_engine() -> dict[str, Any]:
 
 def sample_seed(seed: int, task: str, index: int, sample: int) -> int:
     """Seed of one sample: from what it is, not from where it stands in a batch. In [0, 2^32)."""
-    return zlib.crc32(f"{seed}/{task}/{index}/{sample}".encode())
+    return checksum(seed, task, index, sample)
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,9 @@ class Prompts:
 
     def ids(self, messages: list[dict[str, Any]]) -> list[int]:
         """Token ids of the prompt, up to where the answer begins."""
-        if self.system_prompt is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self.system_prompt}, *messages]
+        chat = with_system_prompt(messages, self.system_prompt)
         return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False, **self.options
+            chat, add_generation_prompt=True, tokenize=True, return_dict=False, **self.options
         )
 
     def room(self, max_tokens: int, max_prompt_tokens: int | None) -> int:
@@ -116,7 +116,9 @@ class Sampler:
         top_p: float,
         max_tokens: int,
     ) -> list[list[Response]]:
-        """Responses of each prompt, one for each of its seeds. prompts: token ids."""
+        """Responses of each prompt, one for each of its seeds. prompts: token ids. A temperature of 0 is greedy, whatever
+        top_p is.
+        """
         from vllm import SamplingParams, TokensPrompt
 
         if not prompts:

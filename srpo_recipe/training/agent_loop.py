@@ -4,7 +4,6 @@ vLLM draws a request with its own generator when the request carries a seed, so 
 and the rollout's number, not on how requests met in a batch. A resumed run therefore draws what the uninterrupted one drew.
 """
 
-import zlib
 from contextvars import ContextVar
 from typing import Any
 
@@ -12,7 +11,8 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutp
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
 
-from srpo_recipe.method.self_teacher import with_system_prompt
+from srpo_recipe.method.chat import with_system_prompt
+from srpo_recipe.method.seeds import checksum
 
 # The chat of the rollout that runs in this task, empty until it is rendered: one instance of a loop may serve many rollouts.
 _student_chat: ContextVar[dict[str, Any] | None] = ContextVar("student_chat", default=None)
@@ -32,9 +32,8 @@ class TeachableLoop(AgentLoopBase):
 
     async def run(self, sampling_params: dict[str, Any], **kwargs) -> AgentLoopOutput:
         srpo = self.config.srpo
-        place = (srpo.seed, kwargs.get("global_steps"), kwargs.get("index"), kwargs.get("session_id"))
-        seed = zlib.crc32("/".join(map(str, place)).encode())
-        kwargs["raw_prompt"] = with_system_prompt(list(kwargs["raw_prompt"]), srpo.system_prompt)
+        seed = checksum(srpo.seed, kwargs.get("global_steps"), kwargs.get("index"), kwargs.get("session_id"))
+        kwargs["raw_prompt"] = with_system_prompt(kwargs["raw_prompt"], srpo.system_prompt)
         chat: dict[str, Any] = {}
         token = _student_chat.set(chat)
         try:
