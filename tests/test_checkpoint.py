@@ -1,5 +1,6 @@
 """Which checkpoints of a run are removed, and when."""
 
+import inspect
 import logging
 import shutil
 import threading
@@ -43,7 +44,7 @@ def run(tmp_path) -> Path:
     "keep, left", [(1, [10]), (2, [8, 10]), (4, [4, 6, 8, 10]), (5, [2, 4, 6, 8, 10]), (9, [2, 4, 6, 8, 10])]
 )
 def test_the_newest_are_kept_and_the_oldest_go_first(run, keep, left):
-    removed = prune(run, keep)
+    removed = prune(str(run), keep)  # as the config has it
     assert steps(run) == left
     assert removed == [run / f"global_step_{step}" for step in (2, 4, 6, 8, 10) if step not in left]
     assert {path.name for path in run.iterdir()} == {checkpoint.TRACKER, *(f"global_step_{step}" for step in left)}
@@ -170,3 +171,12 @@ def test_a_checkpoint_that_cannot_be_removed_is_a_warning(run, monkeypatch, capl
     with caplog.at_level(logging.WARNING):
         assert prune(run, 4) == []
     assert "global_step_2" in caplog.text and "Permission denied" in caplog.text and steps(run) == [2, 4, 6, 8, 10]
+
+
+def test_verl_writes_the_tracker_last():
+    """What makes the tracked checkpoint a whole one."""
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+    source = inspect.getsource(PPOTrainer._save_checkpoint)
+    places = [source.index(part) for part in (".save_checkpoint(", '"data.pt"', f'"{checkpoint.TRACKER}"')]
+    assert places == sorted(places) and source.rindex(".save_checkpoint(") < places[-1]

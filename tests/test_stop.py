@@ -19,9 +19,8 @@ from srpo_recipe.training.step import SRPOTrainer
 
 @pytest.fixture
 def config(tmp_path):
-    return OmegaConf.create(
-        {"run": {"dir": str(tmp_path), "stop_file": str(tmp_path / "STOP")}, "trainer": {"total_epochs": 3}}
-    )
+    trainer = {"total_epochs": 3, "default_local_dir": str(tmp_path / "checkpoints"), "max_actor_ckpt_to_keep": 1}
+    return OmegaConf.create({"run": {"dir": str(tmp_path), "stop_file": str(tmp_path / "STOP")}, "trainer": trainer})
 
 
 @pytest.fixture
@@ -31,6 +30,8 @@ def trainer(config, monkeypatch):
     made.config, made.timing_raw, made.global_steps, made.total_training_steps, made.saved_step = config, {}, 2, 5, 0
     made.watchdog = SimpleNamespace(guard=lambda stage: nullcontext())
     made.calls = []
+    # ONE_TO_ALL: every rank is asked
+    made.actor_rollout_wg = SimpleNamespace(prune=lambda folder, keep: made.calls.append(("prune", folder, keep)))
     monkeypatch.setattr(PPOTrainer, "_save_checkpoint", lambda self: self.calls.append("save"))
     monkeypatch.setattr(PPOTrainerSync, "on_step_end", lambda self: self.calls.append("sync"))
     return made
@@ -42,9 +43,10 @@ def test_nothing_happens_unasked(trainer, config):
 
 
 def test_asked_it_saves_before_the_sync_and_ends_the_loop(trainer, config):
+    """Old checkpoints go when verl has written the new one to its end, the tracker file included."""
     Path(config.run.stop_file).touch()
     trainer.on_step_end()
-    assert trainer.calls == ["save", "sync"]
+    assert trainer.calls == ["save", ("prune", config.trainer.default_local_dir, 1), "sync"]
     assert config.trainer.total_epochs == 0 and stop.confirmed(config) == 2
 
 
@@ -52,7 +54,8 @@ def test_a_checkpoint_that_was_just_written_is_not_written_again(trainer, config
     Path(config.run.stop_file).touch()
     trainer._save_checkpoint()
     trainer.on_step_end()
-    assert trainer.calls == ["save", "sync"] and stop.confirmed(config) == 2
+    assert [call for call in trainer.calls if call in ("save", "sync")] == ["save", "sync"]
+    assert stop.confirmed(config) == 2
 
 
 def test_the_last_step_ends_the_run_as_ever(trainer, config):

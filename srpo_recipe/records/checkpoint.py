@@ -35,7 +35,7 @@ def require_teacher(actor_path: str, world_size: int, rank: int) -> None:
         )
 
 
-def prune(folder: Path, keep: int | None) -> list[Path]:
+def prune(folder: str | Path, keep: int | None) -> list[Path]:
     """Remove old checkpoints, oldest first, each as a whole, and return the folders that this call removed.
 
     folder: trainer.default_local_dir. keep: how many complete checkpoints stay, counted back from the one that the
@@ -46,6 +46,7 @@ def prune(folder: Path, keep: int | None) -> list[Path]:
     Several processes may call this at once: each folder is renamed first, which only one of them can do. A folder that
     cannot be removed is a warning and no error, since the run itself is well.
     """
+    folder = Path(folder)
     latest = _tracked_step(folder)
     if keep is None or keep <= 0 or latest is None:
         return []
