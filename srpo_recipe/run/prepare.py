@@ -7,6 +7,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from srpo_recipe.records.training_rows import require_index
 from srpo_recipe.run import stop
 from srpo_recipe.settings.wire import wire
 
@@ -14,7 +15,10 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def prepare(config: DictConfig) -> None:
-    """Fill in what only this process knows: paths inside the package, the run's folder and clock, embedded data."""
+    """Fill in what only this process knows: paths inside the package, the run's folder and clock, embedded data.
+
+    Raises ValueError for rows that verl's loader would take and that cannot be trained on.
+    """
     with open_dict(config):
         # Absolute first: other processes, perhaps on other nodes, read the paths that are built from these.
         config.run.root = str(Path(config.run.root).absolute())
@@ -33,4 +37,18 @@ def prepare(config: DictConfig) -> None:
     stop.clear(config)
     if config.task.get("generate"):
         hydra.utils.instantiate(config.task.generate)
+    _check_rows(config.data)
     OmegaConf.save(config, run_dir / "config.yaml")
+
+
+def _check_rows(data: DictConfig) -> None:
+    """Before anything starts: every row that verl's own loader will read has an index."""
+    if data.custom_cls.path is not None:
+        return  # a loader of the user's: its files are its own, and so is the index that it gives
+    for key in ("train_files", "val_files"):
+        files = data[key] or []
+        for file in [files] if isinstance(files, str) else files:
+            if "://" in file:
+                print(f"data.{key}: {file} is not on this machine, so its rows are not looked at", flush=True)
+            else:
+                require_index(file)

@@ -1,0 +1,137 @@
+"""Every row to train or validate on has an index of its own: a rollout's seed comes from it."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from srpo_recipe.records.training_rows import require_index
+from srpo_recipe.run.prepare import prepare
+from srpo_recipe.settings.compose import compose_config
+from srpo_recipe.starter import sums
+
+ROWS = [
+    {"prompt": [{"role": "user", "content": f"{n}+0=?"}], "extra_info": {"index": n, "split": "train"}}
+    for n in range(7)
+]
+
+
+def with_extra(row: int, extra) -> list[dict]:
+    return [{**own, "extra_info": extra} if number == row else own for number, own in enumerate(ROWS)]
+
+
+def parquet(path, rows, **options):
+    pq.write_table(pa.Table.from_pylist(rows), path, **options)
+    return path
+
+
+def test_numbered_rows_are_taken(tmp_path):
+    require_index(parquet(tmp_path / "a.parquet", ROWS, row_group_size=3))
+    pq.write_table(pa.Table.from_pylist(ROWS).slice(0, 0), tmp_path / "empty.parquet")
+    require_index(tmp_path / "empty.parquet")
+    lines, whole, empty = (tmp_path / name for name in ("a.jsonl", "a.json", "empty.jsonl"))
+    lines.write_text("\n\n".join(map(json.dumps, ROWS)) + "\n")
+    whole.write_text(json.dumps(ROWS, indent=1))
+    empty.write_text("")
+    for path in (lines, whole, empty):
+        require_index(path)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "json"])
+@pytest.mark.parametrize("row", [0, 4, 6])
+@pytest.mark.parametrize("extra", [{"split": "train"}, {"index": None, "split": "train"}, None])
+def test_a_row_without_an_index_is_named(tmp_path, suffix, row, extra):
+    path, rows = tmp_path / f"rows.{suffix}", with_extra(row, extra)
+    if suffix == "parquet":
+        parquet(path, rows, row_group_size=2)
+    else:
+        path.write_text(json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError) as error:
+        require_index(path)
+    assert str(error.value).startswith(f"{path} row {row}: extra_info.index is missing.")
+    assert "Give\nevery row a number of its own in extra_info.index" in str(error.value)
+
+
+@pytest.mark.parametrize("extra", [{}, {"index": "7"}, {"index": 7.5}, {"index": True}], ids=str)
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_an_index_that_is_no_whole_number_is_refused(tmp_path, suffix, extra):
+    path, rows = tmp_path / f"rows.{suffix}", [{**own, "extra_info": extra} for own in ROWS]
+    if suffix == "parquet":
+        parquet(path, [{**row, "extra_info": {**extra, "split": "train"}} for row in rows])
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=r"row 0: extra_info\.index (must be a whole number|is missing)"):
+        require_index(path)
+
+
+def test_files_that_verl_could_not_read_are_named(tmp_path):
+    none, other, broken = tmp_path / "none.parquet", tmp_path / "rows.csv", tmp_path / "broken.parquet"
+    other.write_text("a,b")
+    broken.write_text("PAR1")
+    line = tmp_path / "rows.jsonl"
+    line.write_text(json.dumps(ROWS[0]) + "\n{")
+    for path, told in ((none, "is not there"), (other, "end in .parquet"), (broken, "as a parquet"), (line, "as JSON")):
+        with pytest.raises(ValueError, match=f"{path.name}.*{told}"):
+            require_index(path)
+    plain = parquet(tmp_path / "plain.parquet", [{"prompt": "x"}])
+    with pytest.raises(ValueError, match=r"row 0: extra_info\.index is missing, as the file has no such column"):
+        require_index(plain)
+
+
+# ------------------------------------------------------------------------------------------------------------- in a run
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Of a run on files that are there, without embedded data."""
+    files = sums.write_parquet(tmp_path / "data", 8, 4, seed=0)
+
+    def make(*overrides):
+        given = [f"data.train_files={files['train']}", f"data.val_files={files['test']}", f"run.root={tmp_path}"]
+        return compose_config(["task=parquet", "hardware=cpu", *given, *overrides])
+
+    return make
+
+
+def test_a_run_on_numbered_rows_is_prepared(config, tmp_path):
+    prepare(config())
+    train = config().data.train_files
+    prepare(config(f"data.train_files=[{train},{train}]", "data.val_files=null"))
+
+
+@pytest.mark.parametrize("key", ["train_files", "val_files"])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_run_on_rows_without_an_index_is_refused(config, tmp_path, key, several):
+    bad = parquet(tmp_path / "bad.parquet", with_extra(5, {"split": "train"}))
+    files = f"[{config().data[key]},{bad}]" if several else bad
+    with pytest.raises(ValueError, match=r"bad\.parquet row 5: extra_info\.index is missing"):
+        prepare(config(f"data.{key}={files}"))
+
+
+def test_embedded_data_are_looked_at_when_they_are_written(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "srpo_recipe.run.prepare.require_index", lambda file: seen.append(pq.read_metadata(file).num_rows)
+    )
+    sizes = ["task.generate.train_size=12", "task.generate.test_size=5"]
+    prepare(compose_config(["hardware=cpu", *sizes, f"run.root={tmp_path}"]))
+    assert seen == [12, 5]
+
+
+def test_files_elsewhere_and_loaders_of_the_users_are_left_alone(config, capsys):
+    prepare(config("data.train_files=hdfs://rows.parquet"))
+    assert "data.train_files: hdfs://rows.parquet is not on this machine" in capsys.readouterr().out
+    prepare(config("data.train_files=mine", "data.custom_cls.path=loader.py", "data.custom_cls.name=Rows"))
+
+
+def test_only_the_index_is_read(tmp_path, monkeypatch):
+    read, whole = [], pq.ParquetFile.read_row_group
+
+    def watched(self, group, columns=None):
+        read.append((group, columns))
+        return whole(self, group, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", watched)
+    require_index(parquet(tmp_path / "a.parquet", ROWS, row_group_size=3))
+    assert read == [(group, ["extra_info.index"]) for group in range(3)]
