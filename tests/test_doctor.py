@@ -14,8 +14,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from srpo_recipe.doctor.__main__ import CHECKS, compose_case, examine, table
 from srpo_recipe.doctor.check import FAIL, PASS, WARN, Case, run
+from srpo_recipe.doctor.examine import CHECKS, compose_case, examine, table
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "srpo_recipe" / "assets" / "tiny_qwen3"

@@ -17,7 +17,7 @@ from srpo_recipe.eval import __main__ as cli
 from srpo_recipe.eval import evaluate as evaluation
 from srpo_recipe.eval import model, report, scoring
 from srpo_recipe.eval.estimators import Samples, estimate
-from srpo_recipe.eval.questions import load
+from srpo_recipe.eval.questions import Question, load
 from srpo_recipe.eval.sampling import Prompts, Response, default_engine, sample_seed
 from srpo_recipe.eval.store import Store
 from srpo_recipe.starter import sums
@@ -311,10 +311,26 @@ def test_the_rule_follows_from_the_task_unless_it_is_given():
         ({"task": "mine", "verifier": "guess"}, "'guess' is unknown"),
         ({"task": "mine", "reward": "nowhere:f"}, "cannot be had"),
         ({"task": "mine", "reward": "json:nothing"}, "cannot be had"),
+        ({"task": "mine", "reward": "nowhere.py:f"}, "does not exist"),
         ({"task": "sums", "mode": "published"}, "no mode 'published'"),
     ):
         with pytest.raises(ValueError, match=told):
             rule(**{"mode": "strict", **wrong})
+
+
+def test_a_reward_function_may_lie_in_a_file_which_is_run_once(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "open(__file__ + '.runs', 'a').write('x')\n"
+        "def same(data_source, solution_str, ground_truth, extra_info=None):\n"
+        "    return float(solution_str == ground_truth)\n"
+    )
+    rule = scoring.rule_for("mine", "strict", reward=f"{file}:same")
+    question = Question("f", 0, "mine", 0, ROW["prompt"], "7", {})
+    with scoring.Scorer({"mine": rule}, VerifierConfig()) as scorer:
+        found = scorer.verdicts([question] * 3, ["7", "8", "7"])
+    assert [verdict.reward for verdict in found] == [1.0, 0.0, 1.0]
+    assert (tmp_path / "mine.py.runs").read_text() == "x"
 
 
 def test_verdicts_come_from_the_verifiers_of_training(tmp_path):

@@ -14,8 +14,9 @@ import torch
 from srpo_recipe.plan import memory
 from srpo_recipe.plan.__main__ import main
 from srpo_recipe.plan.architecture import Architecture, describe_model
+from srpo_recipe.plan.device import Device
 from srpo_recipe.plan.memory import GIB
-from srpo_recipe.plan.mends import Device, recommended
+from srpo_recipe.plan.mends import recommended
 from srpo_recipe.plan.plan import plan, scaled
 from srpo_recipe.plan.setup import Setup, from_config
 from srpo_recipe.plan.step import Expectation, composition, in_flight, spread

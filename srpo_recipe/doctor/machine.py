@@ -89,12 +89,12 @@ def planned(case: Case):
 
 def host_memory(case: Case) -> Answer:
     """Available memory of this machine against loading, and what is offloaded to it."""
+    from srpo_recipe.plan.device import host_memory as memory_of
     from srpo_recipe.plan.memory import host_bytes
 
     arch, setup = planned(case)
     needed = host_bytes(arch, setup)
-    with open("/proc/meminfo") as lines:
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    available = memory_of("MemAvailable")
     shown = f"{available / GIB:.1f} GiB available, {needed / GIB:.1f} for loading the weights and what is offloaded"
     if available < needed:
         mend = "free memory or use a larger machine"

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from srpo_recipe.doctor.check import FAIL, WARN, Answer, Case, NotChecked, ok
+from srpo_recipe.method.chat import with_system_prompt
 
 
 def _path(case: Case) -> str:
@@ -115,8 +116,7 @@ def chat_template(case: Case) -> Answer:
         return FAIL, "the tokenizer has no chat template", mend
     options = dict(case.config.data.get("apply_chat_template_kwargs") or {})
     system = case.config.srpo.system_prompt
-    turns = [{"role": "system", "content": system}] if system else []
-    turns.append({"role": "user", "content": "What is 2 + 3?"})
+    turns = with_system_prompt([{"role": "user", "content": "What is 2 + 3?"}], system)
     try:
         shown = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
     except Exception as error:  # noqa: BLE001  (templates raise jinja's errors)

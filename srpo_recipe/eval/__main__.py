@@ -38,7 +38,7 @@ def arguments(command: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the samples and of the intervals (default: %(default)s)")
     add("--limit", type=int, help="only the first questions of each file")
     add("--verifier", help="choice, tool_use, math, or a verifier of your own, package.module:function")
-    add("--reward", help="instead: package.module:function with verl's compute_score signature")
+    add("--reward", help="instead: package.module:function or file.py:function with verl's compute_score signature")
     add("--mode", choices=MODES, default=limits.mode, help="of the verifier (default: %(default)s)")
     add(
         "--time-limit", type=float, default=limits.time_limit, help="seconds of one verification (default: %(default)s)"

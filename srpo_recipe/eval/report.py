@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from srpo_recipe.eval.estimators import Estimate, Samples, estimate
+from srpo_recipe.records.figures import pyplot
 from srpo_recipe.records.files import write_whole
 
 TOO_LONG = "prompt_too_long"
@@ -119,9 +120,7 @@ def _cell(one: dict[str, float] | None) -> str:
 
 def draw(tasks: dict[str, Any], path: Path) -> None:
     """pass@k against k, a line and a band for each task."""
-    from srpo_recipe.records.figures import _pyplot
-
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(6, 4.5))
     for task, found in tasks.items():
         curve = {int(name.removeprefix("pass@")): one for name, one in found.items() if name.startswith("pass@")}

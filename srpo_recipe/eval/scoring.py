@@ -1,6 +1,6 @@
 """Which rule judges which task, and its verdicts: the verifiers of training, under their time limit."""
 
-import importlib
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -10,6 +10,7 @@ from srpo_recipe.data.tasks import TASKS
 from srpo_recipe.eval.questions import Question
 from srpo_recipe.verify import MODES, Verdict, resolve
 from srpo_recipe.verify.contract import checked
+from srpo_recipe.verify.functions import function_at
 from srpo_recipe.verify.pool import VerifierPool
 from srpo_recipe.verify.settings import VerifierConfig
 
@@ -22,7 +23,7 @@ REWARDS = {
 
 @dataclass(frozen=True)
 class Rule:
-    """How a task is judged. kind: "verifier" (a name of srpo_recipe.verify.resolve) or "reward" (module:function with verl's
+    """How a task is judged. kind: "verifier" (a name of srpo_recipe.verify.resolve) or "reward" (a function's name with verl's
     compute_score signature, which runs in this process and without a limit, as verl would run it)."""
 
     kind: str
@@ -36,8 +37,9 @@ def rule_for(task: str, mode: str, verifier: str | None = None, reward: str | No
     if reward or (own and not verifier and task not in TASKS):
         if mode != MODES[0]:
             raise ValueError(f"{task} is judged by the reward function {reward or own}, which has no mode {mode!r}")
-        _function(reward or own)
-        return Rule("reward", reward or str(own), mode)
+        function = reward or str(own)
+        _function(function)
+        return Rule("reward", function, mode)
     name = verifier or (TASKS[task].verifier if task in TASKS else None)
     if name is None:
         raise ValueError(
@@ -48,15 +50,14 @@ def rule_for(task: str, mode: str, verifier: str | None = None, reward: str | No
     return Rule("verifier", name, mode)
 
 
-def _function(place: str | None) -> Callable:
-    module, _, name = str(place).partition(":")
+@functools.cache  # a file is run once, not for every sample
+def _function(place: str) -> Callable:
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        return function_at(place)
+    except ValueError as error:
         raise ValueError(
-            f"the reward function {place!r} cannot be had: {error}; name package.module:function"
+            f"the reward function {place!r} cannot be had: {error}; name package.module:function or path/to/file.py:function"
         ) from error
-    return found
 
 
 class Scorer:

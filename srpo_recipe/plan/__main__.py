@@ -14,8 +14,7 @@ from srpo_recipe.settings.compose import compose_config
 from srpo_recipe.settings.rules import check
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0: the run fits. 1: it does not. 2: the config or the model cannot be read."""
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="srpo-plan", description=__doc__)
     parser.add_argument(
         "--memory", type=float, metavar="GIB", help="memory of a rank's device; default: what is found, or 80 GB"
@@ -33,7 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plot", metavar="FILE", help="bars of memory by item against the number of ranks")
     parser.add_argument("--json", action="store_true", help="one JSON object, in bytes")
     parser.add_argument("overrides", nargs="*", help="as in training, for instance model=qwen3_8b hardware=gpu8")
-    args = parser.parse_intermixed_args(arguments)
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0: the run fits. 1: it does not. 2: the config or the model cannot be read."""
+    args = parse(arguments)
     try:
         config = compose_config(args.overrides)
         settings = check(config)

@@ -1,21 +1,13 @@
 """What does not fit, and what to change so that it does."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from srpo_recipe.plan import memory, step
 from srpo_recipe.plan.architecture import Architecture
+from srpo_recipe.plan.device import Device
 from srpo_recipe.plan.memory import GIB
 from srpo_recipe.plan.setup import Setup
-
-
-@dataclass(frozen=True)
-class Device:
-    """Memory that a rank may fill, in bytes; `source` says where the number comes from, `reserve` is kept for the unplanned."""
-
-    bytes: float
-    reserve: float
-    source: str
 
 
 def recommended(setup: Setup, most: int) -> int:
@@ -25,7 +17,10 @@ def recommended(setup: Setup, most: int) -> int:
     return rows * length
 
 
-def _problems(arch: Architecture, setup: Setup, device: Device, totals: dict, kv_bytes: float) -> Iterable[str]:
+def problems(
+    arch: Architecture, setup: Setup, device: Device, totals: dict[str, float], kv_bytes: float
+) -> Iterable[str]:
+    """Why the run does not fit, each with its mend. totals: bytes of each phase. kv_bytes: of vLLM's cache."""
     length, mends = setup.length, set()
     for name, total in totals.items():
         if total > device.bytes and (mend := _mend(arch, setup, device, name)) not in mends:

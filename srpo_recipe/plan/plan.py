@@ -5,7 +5,8 @@ from typing import Any
 
 from srpo_recipe.plan import memory, step
 from srpo_recipe.plan.architecture import Architecture
-from srpo_recipe.plan.mends import Device, _problems, recommended
+from srpo_recipe.plan.device import Device
+from srpo_recipe.plan.mends import problems, recommended
 from srpo_recipe.plan.setup import Setup
 
 WORLDS = (1, 8, 16, 32, 64, 128, 256, 512)
@@ -23,7 +24,7 @@ def plan(arch: Architecture, setup: Setup, device: Device, expected: step.Expect
     totals = {name: sum(items.values()) for name, items in phases.items()}
     parts = step.composition(setup, expected)
     kv_bytes = phases["rollout"]["vLLM KV cache"]
-    problems = list(_problems(arch, setup, device, totals, kv_bytes))
+    found = list(problems(arch, setup, device, totals, kv_bytes))
     best = memory.largest_micro_batch(arch, setup, device.bytes, device.reserve)
     return {
         "model": asdict(arch),
@@ -32,8 +33,8 @@ def plan(arch: Architecture, setup: Setup, device: Device, expected: step.Expect
         "shards": setup.shards,
         "phases": phases,
         "totals": totals,
-        "fits": not problems,
-        "problems": problems,
+        "fits": not found,
+        "problems": found,
         "rollout": step.in_flight(setup, kv_bytes, memory.kv_bytes_per_token(arch, setup)),
         "step": {
             "expected": asdict(expected),

@@ -5,10 +5,11 @@ from typing import Any
 
 from srpo_recipe.plan import memory
 from srpo_recipe.plan.architecture import Architecture
+from srpo_recipe.plan.device import Device
 from srpo_recipe.plan.memory import GIB
-from srpo_recipe.plan.mends import Device
 from srpo_recipe.plan.plan import WORLDS, scaled
 from srpo_recipe.plan.setup import Setup
+from srpo_recipe.records.figures import pyplot
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -84,18 +85,14 @@ def text(found: dict[str, Any]) -> str:
 
 def picture(arch: Architecture, setup: Setup, device: Device, file: str) -> None:
     """Stacked bars of the fullest training phase by item against the number of ranks, with the device's memory as a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    plt = pyplot()
     worlds = [world for world in WORLDS if world % setup.tensor_parallel == 0]
     columns = []
     for world in worlds:
         other = scaled(setup, world)
         phases = memory.phases(arch, other, device.bytes, device.reserve)
         columns.append(max((phases[name] for name in memory.PHASES), key=lambda items: sum(items.values())))
-    figure, axes = pyplot.subplots(figsize=(8, 4.5))
+    figure, axes = plt.subplots(figsize=(8, 4.5))
     bottom = [0.0] * len(worlds)
     for item in memory.ITEMS:
         heights = [column[item] / GIB for column in columns]
@@ -111,4 +108,4 @@ def picture(arch: Architecture, setup: Setup, device: Device, file: str) -> None
     axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+    plt.close(figure)
