@@ -4,7 +4,6 @@ The teacher's prompts are written first, for the rows that the rule would send t
 budget is simply no teacher, and the routing table is asked once, with the teachers that there are.
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from srpo_recipe.method.demonstrations import choose_demonstrations, has_correct_sibling
 from srpo_recipe.method.route import Route, route_samples, wants_teacher
+from srpo_recipe.method.seeds import checksum
 from srpo_recipe.method.self_teacher import StudentChat, TeacherPrompt, TeacherPromptBuilder
 
 
@@ -102,11 +102,6 @@ def _reordered(column, order: Sequence[int]):
     return column[list(order)] if isinstance(column, Tensor) else [column[row] for row in order]
 
 
-def row_seed(seed: int, step: int, index: int, session: int) -> int:
-    """Seed of one rollout's sibling choice: from what it is, not from where it lies in the batch."""
-    return zlib.crc32(f"{seed}/{step}/{index}/{session}".encode())
-
-
 def decide(rollouts: Rollouts, routing: Routing, builder: TeacherPromptBuilder, step: int) -> Decision:
     """Decide what each rollout learns from. step: of the training, for the seeds of the siblings' choice.
 
@@ -139,7 +134,7 @@ def decide(rollouts: Rollouts, routing: Routing, builder: TeacherPromptBuilder, 
 def _siblings(rollouts: Rollouts, routing: Routing, correct_B: Tensor, step: int) -> Tensor:
     """The row of the sibling that each row would be shown, -1 for none."""
     places = zip(rollouts.index_B.tolist(), rollouts.session_B.tolist(), strict=True)
-    seed_B = torch.tensor([row_seed(routing.seed, step, index, session) for index, session in places], dtype=torch.long)
+    seed_B = torch.tensor([checksum(routing.seed, step, index, session) for index, session in places], dtype=torch.long)
     return choose_demonstrations(
         routing.demonstration, correct_B, rollouts.group_B, rollouts.length_B, rollouts.session_B, seed_B
     )

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from srpo_recipe.method.chat import fill
+
 THINK_SPAN = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 THINK_HEAD = re.compile(r"^.*?</think>\s*", re.DOTALL)  # the chat template may have opened the span in the prompt
-FIELD = re.compile(r"\{(prompt|demonstration|feedback)\}")
 _MARK = "SRPOUSERTURN{}MARK"
 
 
@@ -20,11 +21,6 @@ def strip_thinking(text: str) -> str:
     """Remove every `<think>...</think>` part of a response, also one that the prompt had opened."""
     text = THINK_SPAN.sub("", text)
     return THINK_HEAD.sub("", text) if "</think>" in text else text
-
-
-def fill(template: str, **fields: str) -> str:
-    """Replace `{prompt}`, `{demonstration}` and `{feedback}` in one pass, so that braces inside the values survive."""
-    return FIELD.sub(lambda match: fields[match.group(1)], template)
 
 
 @dataclass(frozen=True)
@@ -139,10 +135,3 @@ class TeacherPromptBuilder:
             middle = (low + high) // 2
             low, high = (low, middle) if fits(text[middle:]) else (middle + 1, high)
         return text[high:]
-
-
-def with_system_prompt(messages: list[dict], system_prompt: str | None) -> list[dict]:
-    """Prepend a system turn to a chat that has none; None leaves every chat as it is."""
-    if system_prompt is None or messages[0].get("role") == "system":
-        return messages
-    return [{"role": "system", "content": system_prompt}, *messages]
