@@ -114,19 +114,20 @@ print(json.dumps({
     assert found["methods"] == sorted(path.name for path in (ROOT / "config" / "method").glob("*.yaml"))
 
 
-def test_the_agent_loop_that_the_yaml_names_can_be_imported(python):
+def test_the_agent_loops_that_the_yaml_names_can_be_imported(python):
     code = (
         FROM_WHEEL
         + """
 import importlib, yaml
-(entry,) = yaml.safe_load((HOME / "srpo_recipe" / "agent_loops.yaml").read_text())
-module, _, name = entry["_target_"].rpartition(".")
-loop = getattr(importlib.import_module(module), name)
-assert pathlib.Path(importlib.import_module(module).__file__).is_relative_to(HOME)
-print(entry["name"], loop.__name__)
+for entry in yaml.safe_load((HOME / "srpo_recipe" / "agent_loops.yaml").read_text()):
+    module, _, name = entry["_target_"].rpartition(".")
+    found = importlib.import_module(module)
+    assert pathlib.Path(found.__file__).is_relative_to(HOME)
+    print("loop", entry["name"], getattr(found, name).__name__)
 """
     )
-    assert python("-c", code).split()[-2:] == ["seeded_single_turn", "SeededSingleTurnAgentLoop"]
+    loops = dict(line.split()[1:] for line in python("-c", code).splitlines() if line.startswith("loop "))
+    assert loops["seeded_single_turn"] == "SeededSingleTurnAgentLoop"
 
 
 def test_the_config_composes_from_the_installed_package(python):
