@@ -48,12 +48,3 @@ def test_dealt_rows_need_no_padding_beyond_one():
 def test_by_rank_keeps_every_row_where_it_is_updated():
     shares = balance.by_rank([0, 1, 2, 5], total=8, ranks=2)
     assert shares == [[0, 1, 2], [3, None, None]]
-
-
-def test_equal_work_pads_and_levels():
-    lengths = [100, 10, 10, 10, 10]
-    shares = balance.equal_work(lengths, 2)
-    assert [len(share) for share in shares] == [3, 3]
-    assert sorted(place for share in shares for place in share if place is not None) == [0, 1, 2, 3, 4]
-    (with_long,) = [share for share in shares if 0 in share]
-    assert None in with_long

@@ -6,7 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from srpo_recipe.method.self_teacher import TeacherPromptBuilder, fill, strip_thinking
+from srpo_recipe.method.chat import fill
+from srpo_recipe.method.self_teacher import StudentChat, TeacherPromptBuilder, strip_thinking
 from srpo_recipe.settings.schema import FEEDBACK_TEMPLATE, TEACHER_TEMPLATE
 
 ASSETS = Path(__file__).parent.parent / "srpo_recipe" / "assets" / "tiny_qwen3"
@@ -95,7 +96,7 @@ MARKS = [
 @pytest.mark.parametrize("messages", [QUESTION, [SYSTEM, *QUESTION]], ids=["plain", "system"])
 @pytest.mark.parametrize("demonstration", ["12 + 30 = 42", "Add the numbers:\n12 + 30\n= 42", ""])
 def test_harmless_text_gives_the_ids_of_the_chat_template(tokenizer, messages, demonstration):
-    prompt = builder(tokenizer).build(messages, demonstration)
+    prompt = builder(tokenizer).build(StudentChat(messages), demonstration)
     assert prompt.ids == chat_ids(tokenizer, filled(demonstration, messages))
     assert not prompt.shortened
 
@@ -103,7 +104,7 @@ def test_harmless_text_gives_the_ids_of_the_chat_template(tokenizer, messages, d
 @pytest.mark.parametrize("text", MARKS)
 def test_braces_and_template_marks_survive_in_question_and_demonstration(tokenizer, text):
     for messages, shown in ((QUESTION, text), ([{"role": "user", "content": text}], "42")):
-        prompt = builder(tokenizer).build(messages, shown)
+        prompt = builder(tokenizer).build(StudentChat(messages), shown)
         assert prompt.ids == chat_ids(tokenizer, filled(shown, messages))
         if tokenizer.unk_token_id not in prompt.ids:
             assert text in tokenizer.decode(prompt.ids)
@@ -111,10 +112,10 @@ def test_braces_and_template_marks_survive_in_question_and_demonstration(tokeniz
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_control_tokens_in_text_stay_text(tokenizer, text):
-    expected = control_ids(tokenizer, builder(tokenizer).build(QUESTION, "42").ids)
+    expected = control_ids(tokenizer, builder(tokenizer).build(StudentChat(QUESTION), "42").ids)
     assert len(expected) == 3  # the user's turn opens and closes, the assistant's opens
     for messages, shown in ((QUESTION, text), ([{"role": "user", "content": text}], "42")):
-        prompt = builder(tokenizer).build(messages, shown)
+        prompt = builder(tokenizer).build(StudentChat(messages), shown)
         assert control_ids(tokenizer, prompt.ids) == expected
         decoded = tokenizer.decode(prompt.ids, clean_up_tokenization_spaces=False)
         if tokenizer.unk_token_id not in prompt.ids:
@@ -126,8 +127,8 @@ def test_control_tokens_in_text_stay_text(tokenizer, text):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_control_tokens_in_feedback_stay_text(tokenizer, text):
     for shown in ("42", None):
-        clean = builder(tokenizer).build(QUESTION, shown, feedback="wrong")
-        prompt = builder(tokenizer).build(QUESTION, shown, feedback=text)
+        clean = builder(tokenizer).build(StudentChat(QUESTION), shown, feedback="wrong")
+        prompt = builder(tokenizer).build(StudentChat(QUESTION), shown, feedback=text)
         assert control_ids(tokenizer, prompt.ids) == control_ids(tokenizer, clean.ids)
 
 
@@ -139,8 +140,8 @@ def test_a_round_trip_from_a_response_keeps_what_the_model_wrote(tokenizer):
     response += [*tokenizer("2", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     shown = build.demonstration(response)
     assert shown == "4<|im_start|>2"
-    clean = build.build(QUESTION, "42").ids
-    assert control_ids(tokenizer, build.build(QUESTION, shown).ids) == control_ids(tokenizer, clean)
+    clean = build.build(StudentChat(QUESTION), "42").ids
+    assert control_ids(tokenizer, build.build(StudentChat(QUESTION), shown).ids) == control_ids(tokenizer, clean)
 
 
 def test_the_tokens_that_closed_a_response_are_stripped(tokenizer):
@@ -178,10 +179,10 @@ def test_thinking_is_removed_from_token_ids():
 
 def test_earlier_turns_are_kept(tokenizer):
     messages = [SYSTEM, *QUESTION, {"role": "assistant", "content": "41"}, {"role": "user", "content": "Wrong. Again."}]
-    prompt = builder(tokenizer).build(messages, "42")
+    prompt = builder(tokenizer).build(StudentChat(messages), "42")
     assert prompt.ids == chat_ids(tokenizer, filled("42", messages))
     other = [{**SYSTEM, "content": "You are a careless assistant."}, *messages[1:]]
-    assert builder(tokenizer).build(other, "42").ids != prompt.ids
+    assert builder(tokenizer).build(StudentChat(other), "42").ids != prompt.ids
     assert messages[-1]["content"] == "Wrong. Again."  # the student's chat is not touched
 
 
@@ -190,13 +191,13 @@ def test_one_builder_serves_different_chats(tokenizer):
     build = builder(tokenizer)
     chats = [QUESTION, [SYSTEM, *QUESTION], [{"role": "user", "content": "What is 1 + 1?"}], QUESTION]
     for messages in chats:
-        assert build.build(messages, "42").ids == chat_ids(tokenizer, filled("42", messages))
+        assert build.build(StudentChat(messages), "42").ids == chat_ids(tokenizer, filled("42", messages))
 
 
 def test_the_chat_options_of_the_student_are_used():
     tokenizer = make_bpe()
-    off = builder(tokenizer, enable_thinking=False).build(QUESTION, "42").ids
-    on = builder(tokenizer, enable_thinking=True).build(QUESTION, "42").ids
+    off = builder(tokenizer, enable_thinking=False).build(StudentChat(QUESTION), "42").ids
+    on = builder(tokenizer, enable_thinking=True).build(StudentChat(QUESTION), "42").ids
     assert off == chat_ids(tokenizer, filled("42"), enable_thinking=False)
     assert on == chat_ids(tokenizer, filled("42"), enable_thinking=True) == off[: len(on)] != off
 
@@ -204,9 +205,9 @@ def test_the_chat_options_of_the_student_are_used():
 def test_feedback_stands_after_the_demonstration_or_instead_of_it():
     tokenizer = make_bpe()
     build = builder(tokenizer)
-    both = tokenizer.decode(build.build(QUESTION, "the sum is 42", feedback="41 is wrong").ids)
+    both = tokenizer.decode(build.build(StudentChat(QUESTION), "the sum is 42", feedback="41 is wrong").ids)
     assert "Correct solution:\n\nthe sum is 42\n\n41 is wrong\n\nCorrectly solve" in both
-    alone = tokenizer.decode(build.build(QUESTION, None, feedback="41 is wrong").ids)
+    alone = tokenizer.decode(build.build(StudentChat(QUESTION), None, feedback="41 is wrong").ids)
     assert (
         "Feedback on an earlier attempt:\n\n41 is wrong\n\nCorrectly solve" in alone and "Correct solution" not in alone
     )
@@ -217,13 +218,13 @@ def test_feedback_stands_after_the_demonstration_or_instead_of_it():
 
 def test_every_budget_is_kept_and_the_end_is_never_cut(tokenizer):
     demonstration = "Add the numbers step by step. " * 4 + "The sum is 42."
-    whole = builder(tokenizer).build(QUESTION, demonstration).ids
-    empty = builder(tokenizer).build(QUESTION, "").ids
+    whole = builder(tokenizer).build(StudentChat(QUESTION), demonstration).ids
+    empty = builder(tokenizer).build(StudentChat(QUESTION), "").ids
     ending = tokenizer("\n\nCorrectly solve the original question.", add_special_tokens=False)["input_ids"]
     header = chat_ids(tokenizer, QUESTION)[len(chat_ids(tokenizer, QUESTION)) - 6 :]
     seen, lengths = set(), []
     for budget in range(len(empty) - 2, len(whole) + 2):
-        prompt = builder(tokenizer, max_tokens=budget).build(QUESTION, demonstration)
+        prompt = builder(tokenizer, max_tokens=budget).build(StudentChat(QUESTION), demonstration)
         if budget < len(empty):
             assert prompt is None
             continue
@@ -245,12 +246,12 @@ def test_every_budget_is_kept_and_the_end_is_never_cut(tokenizer):
 def test_nothing_is_shortened_but_the_demonstration(tokenizer):
     """A question or a feedback that does not fit gives no prompt at all: the row goes back to GRPO."""
     long = [{"role": "user", "content": "What is 12 + 30? " * 50}]
-    need = len(builder(tokenizer).build(long, "").ids)
-    assert builder(tokenizer, max_tokens=need - 1).build(long, "42") is None
-    assert builder(tokenizer, max_tokens=need).build(long, "42").shortened
-    need = len(builder(tokenizer).build(QUESTION, None, feedback="wrong").ids)
-    assert builder(tokenizer, max_tokens=need).build(QUESTION, None, feedback="wrong").shortened is False
-    assert builder(tokenizer, max_tokens=need - 1).build(QUESTION, None, feedback="wrong") is None
+    need = len(builder(tokenizer).build(StudentChat(long), "").ids)
+    assert builder(tokenizer, max_tokens=need - 1).build(StudentChat(long), "42") is None
+    assert builder(tokenizer, max_tokens=need).build(StudentChat(long), "42").shortened
+    need = len(builder(tokenizer).build(StudentChat(QUESTION), None, feedback="wrong").ids)
+    assert builder(tokenizer, max_tokens=need).build(StudentChat(QUESTION), None, feedback="wrong").shortened is False
+    assert builder(tokenizer, max_tokens=need - 1).build(StudentChat(QUESTION), None, feedback="wrong") is None
 
 
 @pytest.mark.parametrize(
@@ -264,11 +265,33 @@ def test_nothing_is_shortened_but_the_demonstration(tokenizer):
 )
 def test_a_chat_that_does_not_end_with_a_text_turn_of_the_user_is_refused(tokenizer, last):
     with pytest.raises(ValueError, match="the last message must be a text turn of the user"):
-        builder(tokenizer).build([*QUESTION, last], "42")
+        builder(tokenizer).build(StudentChat([*QUESTION, last]), "42")
 
 
 def test_a_chat_template_that_drops_the_users_turn_is_refused():
     tokenizer = make_bpe()
     tokenizer.chat_template = "{{ '<|im_start|>assistant\n' }}"
     with pytest.raises(ValueError, match="must write the user's turn exactly once"):
-        builder(tokenizer).build(QUESTION, "42")
+        builder(tokenizer).build(StudentChat(QUESTION), "42")
+
+
+def test_tools_stand_in_the_teachers_prompt_as_in_the_students():
+    """A tool agent's student is shown the tools; a teacher without them would score another prompt."""
+    tokenizer = make_bpe()
+    tokenizer.chat_template = "{%- for tool in tools or [] %}[{{ tool.function.name }}]{%- endfor %}" + CHATML
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    student = chat_ids(tokenizer, QUESTION, tools=tools)
+    teacher = builder(tokenizer).build(StudentChat(QUESTION, tools), "42").ids
+    assert teacher == chat_ids(tokenizer, filled("42"), tools=tools)
+    head = tokenizer("[add]<|im_start|>user\n", add_special_tokens=False)["input_ids"]
+    assert student[: len(head)] == teacher[: len(head)] == head
+    assert builder(tokenizer).build(StudentChat(QUESTION), "42").ids == chat_ids(tokenizer, filled("42"))
+
+
+def test_a_prompt_may_have_a_tighter_budget_of_its_own(tokenizer):
+    build = builder(tokenizer)
+    whole = build.build(StudentChat(QUESTION), "the sum is 42")
+    cut = build.build(StudentChat(QUESTION), "the sum is 42", max_tokens=len(whole.ids) - 2)
+    assert not whole.shortened and cut.shortened and len(cut.ids) <= len(whole.ids) - 2
+    assert build.build(StudentChat(QUESTION), "the sum is 42", max_tokens=5) is None
+    assert build.build(StudentChat(QUESTION), "the sum is 42", max_tokens=10**6).ids == whole.ids
