@@ -5,12 +5,15 @@ import sys
 import time
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
+from srpo_recipe.method.decision import Decision, Rollouts
+from srpo_recipe.method.route import Route
 from srpo_recipe.records.metrics_file import JsonLines, read_lines
 from srpo_recipe.run import compare
 from srpo_recipe.run import summary as report
-from srpo_recipe.run.routing_metrics import agent_seconds, verification
+from srpo_recipe.run.routing_metrics import agent_seconds, routing, verification
 from srpo_recipe.run.step_log import FIRST_STEPS, StepLog
 from srpo_recipe.settings.schema import SRPOConfig
 
@@ -69,6 +72,41 @@ def test_a_line_cut_by_a_kill_is_ignored_and_gone_after_the_resume(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ metrics of routing
+
+
+def decision() -> Decision:
+    """Two groups of two, the second with one wrong rollout that has a teacher; a fifth row fills up the batch."""
+    correct_B = torch.tensor([True, True, False, True, False])
+    rollouts = Rollouts(
+        index_B=torch.tensor([0, 0, 1, 1, 1]),
+        session_B=torch.tensor([0, 1, 0, 1, 2]),
+        group_B=torch.tensor([0, 0, 1, 1, 1]),
+        reward_B=correct_B.float(),
+        real_B=torch.tensor([True, True, True, True, False]),
+        responses=[torch.zeros(length) for length in (2, 4, 6, 8, 100)],
+        chats=[None] * 5,
+        feedback=[None] * 5,
+    )
+    distill_B = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0])
+    teacher_B = torch.tensor([True, True, True, False, False])
+    return Decision(rollouts, correct_B, teacher_B, Route(1 - distill_B, distill_B), {}, [8], 0)
+
+
+def test_the_metrics_are_those_of_the_real_rollouts():
+    infos = [{"failure": None, "parsed": True, "truncated": False}] * 5
+    agents = [{"generate_sequences": 2.0, "compute_score": 0.5}] * 4 + [{"generate_sequences": 99.0}]
+    found = routing(decision(), agents, infos)
+    assert (found["route/rollouts"], found["route/correct_share"], found["route/distill_share"]) == (4, 0.75, 0.25)
+    assert found["route/response_length"] == 5.0 and found["route/response_length_distill"] == 6.0
+    assert (found["route/all_right_groups"], found["route/all_wrong_groups"]) == (0.5, 0.0)
+    assert (found["rollout/generate_seconds"], found["rollout/reward_seconds"]) == (2.0, 0.5)
+
+
+@pytest.mark.parametrize("agents", [[{}] * 5, [{"generate_sequences": 2.0}] * 5])
+def test_a_loop_that_leaves_its_seconds_unset_is_counted_as_absent(agents):
+    found = routing(decision(), agents, [{}] * 5)
+    assert "rollout/reward_seconds" not in found and "reward/timeouts" not in found
+    assert found.get("rollout/generate_seconds") == agents[0].get("generate_sequences")
 
 
 def test_seconds_that_an_agent_loop_does_not_measure_are_left_out():

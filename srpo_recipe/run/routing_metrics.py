@@ -14,8 +14,8 @@ def _mean(values: torch.Tensor | list) -> float:
 def routing(decision: Decision, agents: Sequence[Mapping], infos: Sequence[Mapping]) -> dict[str, float]:
     """Metrics of one step's routing; shares are of the real rollouts, or of the groups where the name says so.
 
-    agents, infos: of each row, verl's metrics of its agent loop (seconds, which overlap in time) and what the reward function
-    gave beside the reward.
+    agents, infos: of each row, verl's metrics of its agent loop (seconds, which overlap in time) and what the reward
+    function gave beside the reward.
     """
     rollouts, real_B = decision.rollouts, decision.rollouts.real_B
     correct, group = decision.correct_B[real_B], rollouts.group_B[real_B]
@@ -45,7 +45,7 @@ def routing(decision: Decision, agents: Sequence[Mapping], infos: Sequence[Mappi
     }
 
 
-def agent_seconds(rows: list[dict]) -> dict[str, float]:
+def agent_seconds(rows: Sequence[Mapping]) -> dict[str, float]:
     """Mean seconds of generation and of verification over the rollouts whose agent loop measured them.
 
     rows: of each rollout, verl's metrics of its agent loop, which may set them or not. No key for what no rollout has.
@@ -58,7 +58,7 @@ def agent_seconds(rows: list[dict]) -> dict[str, float]:
     return found
 
 
-def verification(infos: list[dict]) -> dict[str, float]:
+def verification(infos: Sequence[Mapping]) -> dict[str, float]:
     """Counts over rollouts: verifications that failed, by cause, responses without a readable answer, and those cut at
     the token limit. infos: what srpo_recipe.training.reward gave for each; another reward function yields no counts.
     """
