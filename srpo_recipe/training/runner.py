@@ -17,8 +17,8 @@ GROUP_MANAGER = "srpo_recipe.training.group_manager.GroupManager"  # as config/s
 
 
 # On the head, where the driver is: Ray would place it anywhere, and any node's death could take the one process that can
-# tell the cause. Ray gives every head this resource.
-@ray.remote(num_cpus=1, resources={"node:__internal_head__": 0.001})
+# tell the cause. Ray gives every head this resource, but not every head has processors to give: KubeRay's have none.
+@ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})
 class SRPOTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
     """The process that holds the trainer.
 
