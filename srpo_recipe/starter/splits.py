@@ -1,0 +1,33 @@
+"""Which split a problem of an embedded task belongs to, its row in verl's schema, and the files."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from srpo_recipe.method.seeds import checksum
+from srpo_recipe.records.files import write_parquet
+
+SPLITS = ("train", "test")
+# One problem in this many belongs to the held-out split.
+TEST_SHARE = 10
+
+
+def split_of(problem: str) -> str:
+    """The split that owns this text, the same for every seed and every size: a checksum decides."""
+    return "test" if checksum(problem) % TEST_SHARE == 0 else "train"
+
+
+def verl_row(source: str, ability: str, user_turn: str, ground_truth: str, split: str, index: int) -> dict[str, Any]:
+    """A single-turn prompt as verl's RL dataset has it. source: verl's data_source. index: of the row within its split."""
+    return {
+        "data_source": source,
+        "prompt": [{"role": "user", "content": user_turn}],
+        "ability": ability,
+        "reward_model": {"style": "rule", "ground_truth": ground_truth},
+        "extra_info": {"split": split, "index": index},
+    }
+
+
+def write_splits(out_dir: str | Path, rows: Mapping[str, Iterable[dict]]) -> dict[str, Path]:
+    """Write `train.parquet` and `test.parquet` under `out_dir`, each whole or not at all; returns their paths by split."""
+    return {split: write_parquet(Path(out_dir) / f"{split}.parquet", rows[split]) for split in SPLITS}
