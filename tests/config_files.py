@@ -37,12 +37,12 @@ def changed(key: str, value, base=BASE):
     """A composed config with one value changed, put back afterwards (copying a config takes longer than checking it)."""
     node, name = composed(*base), key
     while "." in name:  # down to what the change replaces: the value, or an interpolation or a gap above it
-        section = node._get_node(name.partition(".")[0])
+        section = node._get_node(name.partition(".")[0], validate_access=False)
         if not isinstance(section, DictConfig) or section._is_interpolation():
             break
         node, name = section, name.partition(".")[2]
     first = name.partition(".")[0]
-    absent = node._get_node(first) is None
+    absent = node._get_node(first, validate_access=False) is None
     before = None if absent else node._get_node(first)._value()
     with open_dict(composed(*base)):
         OmegaConf.update(node, name, value)

@@ -69,10 +69,10 @@ REFUSALS = (
     Refusal(f"{ACTOR}.qat.enable", (False,), QUANTISED),
     Refusal(f"{ACTOR}.fsdp_config.qat.enable", (False,), QUANTISED),
     Refusal(f"{ACTOR}.checkpoint.async_save", (False,), "a checkpoint is whole when the teacher is in it"),
+    Refusal(f"{MODEL}.use_fused_kernels", (False,), LOGITS),
     Refusal(f"{ACTOR}.use_fused_kernels", (False,), LOGITS),
     Refusal(f"{ACTOR}.use_remove_padding", (Key(f"{MODEL}.use_remove_padding"),), "verl reads the model's"),
     Refusal(f"{ACTOR}.rollout_n", (Key(f"{ROLLOUT}.n"),), "they are the same number"),
-    Refusal(f"{MODEL}.use_fused_kernels", (False,), LOGITS),
     Refusal(f"{MODEL}.lora_rank", (0,), FULL_WEIGHTS),
     Refusal(f"{MODEL}.lora_adapter_path", (None,), FULL_WEIGHTS),
     Refusal(f"{MODEL}.lora.rank", (0,), FULL_WEIGHTS),
@@ -153,13 +153,11 @@ UNREAD = {
     f"{ACTOR}.ppo_micro_batch_size": f"{ACTOR}.ppo_micro_batch_size_per_gpu",
     f"{ACTOR}.ppo_infer_micro_batch_size_per_gpu": f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu",
     f"{ACTOR}.ppo_infer_max_token_len_per_gpu": f"{ROLLOUT}.log_prob_max_token_len_per_gpu",
-    f"{ACTOR}.qat": "",
     **{
         f"{part}.fsdp_config.{key}": instead
         for part in (ACTOR, REF)
         for key, instead in {
             "dtype": f"{part}.fsdp_config.mixed_precision.param_dtype",
-            "qat": "",
             "router_replay": "",
             "turbo_config": "",
             "use_orig_params": "",
