@@ -123,6 +123,13 @@ def test_verifications_that_failed_are_counted_by_cause():
     assert (counts["reward/timeouts"], counts["reward/crashes"], counts["reward/not_finite"]) == (1, 2, 3)
 
 
+@pytest.mark.parametrize("others", [[], [{}], [{"mine": 7}]])
+def test_a_reward_that_is_not_finite_is_counted_whatever_the_reward_function(others):
+    """Another function than ours gives no entries of its own; the agent loop adds the failure."""
+    assert verification([{"failure": "not_finite"}, *others]) == {"reward/not_finite": 1}
+    assert verification([{"mine": 7}]) == {"reward/not_finite": 0}
+
+
 # ------------------------------------------------------------------------------------------------------------- StepLog
 
 

@@ -59,16 +59,16 @@ def agent_seconds(rows: Sequence[Mapping]) -> dict[str, float]:
 
 
 def verification(infos: Sequence[Mapping]) -> dict[str, float]:
-    """Counts over rollouts: verifications that failed, by cause, responses without a readable answer, and those cut at
-    the token limit. infos: what srpo_recipe.training.reward gave for each; another reward function yields no counts.
+    """Counts over rollouts: rewards that are not finite, whatever the reward function; from srpo_recipe.training.reward
+    also failed verifications by cause, responses without a readable answer, and those cut at the token limit.
+
+    infos: what the reward function gave for each rollout beside the reward.
     """
-    if not infos or any("failure" not in info for info in infos):
-        return {}
-    failures = [info["failure"] for info in infos]
-    return {
-        "reward/timeouts": failures.count("timeout"),
-        "reward/crashes": failures.count("crash"),
-        "reward/not_finite": failures.count("not_finite"),
-        "reward/unparsed": sum(info["failure"] is None and not info["parsed"] for info in infos),
-        "reward/truncated": sum(bool(info["truncated"]) for info in infos),
-    }
+    failures = [info.get("failure") for info in infos]
+    found = {"reward/not_finite": failures.count("not_finite")}
+    if all({"failure", "parsed", "truncated"} <= info.keys() for info in infos):
+        found["reward/timeouts"] = failures.count("timeout")
+        found["reward/crashes"] = failures.count("crash")
+        found["reward/unparsed"] = sum(info["failure"] is None and not info["parsed"] for info in infos)
+        found["reward/truncated"] = sum(bool(info["truncated"]) for info in infos)
+    return found
