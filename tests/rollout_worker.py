@@ -29,7 +29,7 @@ PROMPT = {
 SEEDS = [786127584, 1507617398, 3235199948, 3083995994]
 
 
-def config(**rollout):
+def config(run_dir=None, **rollout):
     """What the agent loops and the worker read of a run's configuration."""
     turns = {"max_user_turns": 3, "max_assistant_turns": 3, "max_parallel_calls": 1, "max_tool_response_length": 64}
     section = {
@@ -41,7 +41,7 @@ def config(**rollout):
         "multi_turn": {**turns, "tool_response_truncate_side": "left", "format": "hermes"},
     }
     srpo = {"seed": 42, "system_prompt": None}
-    made = {"srpo": srpo, "data": {}, "actor_rollout_ref": {"rollout": section}}
+    made = {"srpo": srpo, "data": {}, "run": {"dir": run_dir}, "actor_rollout_ref": {"rollout": section}}
     return OmegaConf.merge(made, {"actor_rollout_ref": {"rollout": rollout}})
 
 

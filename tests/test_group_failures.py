@@ -1,11 +1,14 @@
 """What fails in a group costs what failed: one rollout, one verification, one reward that is no number."""
 
+import json
 import math
 
 import pytest
 import transfer_queue
 from rollout_worker import Engine, Queue, register_loops, run_prompt
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
+
+from srpo_recipe.verify.failures import FOLDER
 
 # The group's own way and verl's, a rollout at a time: a loop with state.
 AGENTS = pytest.mark.parametrize("agent", ["seeded_single_turn", "stateful"])
@@ -182,11 +185,11 @@ OURS = {"acc": 1.0, "answer": "3", "parsed": True, "truncated": False, "failure"
 
 @AGENTS
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, 1e39])
-def test_a_reward_that_is_no_number_is_a_failed_verification(queue, caplog, agent, wrong):
+def test_a_reward_that_is_no_number_is_a_failed_verification(queue, caplog, tmp_path, agent, wrong):
     def score(data_source, solution_str, ground_truth, extra_info):
         return {"score": 1.0 if solution_str.endswith("#0") else wrong, **OURS}
 
-    run_prompt(Engine(answers), score, agent)
+    run_prompt(Engine(answers), score, agent, run_dir=str(tmp_path))
     assert [queue.reward(session) for session in range(4)] == [1.0, 0.0, 0.0, 0.0]
     assert queue.info(0) == {"score": 1.0, **OURS}
     failed = {"score": 0.0, "acc": 0.0, "answer": None, "parsed": False, "truncated": False, "feedback": None}
@@ -194,16 +197,20 @@ def test_a_reward_that_is_no_number_is_a_failed_verification(queue, caplog, agen
     assert queue.statuses == ["running", "finished"], "the rollouts are there, with reward 0"
     (record,) = caplog.records
     assert f"u7 (data_source sums) is {wrong}" in record.getMessage()
+    (file,) = (tmp_path / FOLDER).iterdir()
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {(line["failure"], line["error"]) for line in lines} == {("not_finite", f"the reward is {wrong}")}
+    assert sorted(line["response"] for line in lines) == ["1+0=1#1", "2+0=2#2", "3+0=3#3"]
 
 
-def test_entries_of_another_reward_function_are_not_added_to(queue):
+def test_entries_of_another_reward_function_are_not_added_to(queue, tmp_path):
     """Validation takes "acc" where any row has it: a row that fails must not bring it in."""
-    run_prompt(Engine(answers), lambda **row: {"score": math.nan, "mine": 7})
+    run_prompt(Engine(answers), lambda **row: {"score": math.nan, "mine": 7}, run_dir=str(tmp_path))
     assert queue.info(0) == {"score": 0.0, "mine": 7, "failure": "not_finite"}
 
 
-def test_a_loop_that_gives_the_reward_itself_is_not_asked_again(queue):
-    worker = run_prompt(Engine(answers), by_number, "scoring")
+def test_a_loop_that_gives_the_reward_itself_is_not_asked_again(queue, tmp_path):
+    worker = run_prompt(Engine(answers), by_number, "scoring", run_dir=str(tmp_path))
     assert worker.reward_loop_worker_handles[0].calls == []
     assert [queue.reward(session) for session in range(4)] == [1.0, 0.0, 0.25, 0.0]
     assert [queue.info(session) for session in (1, 3)] == [{"failure": "not_finite"}] * 2

@@ -11,6 +11,8 @@ import logging
 import random
 from collections.abc import Coroutine
 from contextvars import ContextVar
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -26,6 +28,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ, apply_greedy_sa
 from verl.workers.rollout.replica import get_rollout_replica_class
 
 from srpo_recipe.training.group_batch import Group, queue_rows, reward_batch
+from srpo_recipe.verify.failures import FOLDER, FailureLog
 
 logger = logging.getLogger(__name__)
 # The class under verl's ray.remote decorator, which cannot be subclassed itself.
@@ -179,10 +182,18 @@ class GroupWorker(_VerlWorker):
             self._named_not_finite = True
             logger.warning(
                 "The reward of rollout %s of prompt uid=%s (data_source %s) is %s: it counts as a failed verification, with "
-                "reward 0. Later ones are only counted.",
+                "reward 0. It and later ones are kept in %s",
                 *(row.get(name) for name in ("session_id", "uid", "data_source")),
                 score,
+                self._failures.path,
             )
+        response = self.tokenizer.decode(output.response_ids, skip_special_tokens=True)
+        truth = (row.get("reward_model") or {}).get("ground_truth")
+        self._failures(NOT_FINITE, f"the reward is {score}", response, str(truth))
+
+    @cached_property
+    def _failures(self) -> FailureLog:
+        return FailureLog(Path(self.config.run.dir) / FOLDER)
 
     async def _run_agent_loop(self, sampling_params: dict, trajectory: dict, *, agent_name: str, **kwargs):
         """verl's way of a single rollout, in a task of its own."""
