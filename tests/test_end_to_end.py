@@ -145,7 +145,7 @@ def test_the_loss_counts_every_token_once_and_weights_to_one(whole):
 
 def test_every_stage_is_timed(whole):
     line = read_lines(whole / "metrics.jsonl")[-1]
-    for stage in ("gen", "route", "teacher", "adv", "update_actor", "update_weights", "step"):
+    for stage in ("gen", "route", "ref", "adv", "update_actor", "update_weights", "step"):
         assert line[f"timing_s/{stage}"] > 0.0, stage
     assert line["timing_s/old_log_prob"] < 0.01, "one optimiser step a batch: no log-prob pass"
 

@@ -22,6 +22,11 @@ class LifecycleTrainer(PPOTrainerSync):
     def __init__(self, config):
         self.srpo = from_plain(config.srpo)
         self.old_policy = old_policy(config)
+        correction = config.algorithm.rollout_correction
+        self.importance_cap = correction.rollout_is_threshold if correction.rollout_is else None
+        if self.old_policy == "update":
+            # verl would correct old log-probs that are not there yet (trainer_base.py:1765); the update does it (losses.py)
+            config.algorithm.rollout_correction = None
         self.step_log = StepLog(config, self.srpo)
         super().__init__(config)
         # verl asks for a second model where a KL term needs it; the self-teacher is that model, without the term

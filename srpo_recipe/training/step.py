@@ -71,6 +71,5 @@ class SRPOTrainer(LifecycleTrainer):
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """GRPO and DW-SDPO in one loss, and the EMA after every optimiser step: in the workers (worker.py, engine.py)."""
-        correction = self.config.algorithm.rollout_correction
-        batch.extra_info[IMPORTANCE_CAP] = correction.rollout_is_threshold if correction.rollout_is else None
+        batch.extra_info[IMPORTANCE_CAP] = self.importance_cap
         return super()._update_actor(batch, metrics)
