@@ -161,6 +161,15 @@ def test_a_group_of_which_nothing_is_left_is_a_failure(queue):
     assert not queue.rows and queue.statuses == ["running", "failure"]
 
 
+@AGENTS
+def test_a_rollout_without_a_token_costs_itself(queue, caplog, agent):
+    """As an engine that was told to abort a request answers it."""
+    answer = Engine(lambda session, request: [] if session == 2 else answers(session, request))
+    run_prompt(answer, lambda **row: 1.0, agent)
+    assert kept(queue) == [0, 1, 3] and queue.statuses == ["running", "failure"]
+    assert caplog.text.count("Traceback (most recent call last)") == 1
+
+
 def test_a_queue_that_does_not_take_the_rows_fails_the_group(queue, monkeypatch, caplog):
     async def full(**_):
         raise MemoryError("the queue is full")

@@ -4,6 +4,7 @@ A group is a list of pairs (row, output). row: the prompt's fields from the data
 what the agent loop made of it.
 """
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.protocol import DataProto
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+
+logger = logging.getLogger(__name__)
 
 Group = list[tuple[dict[str, Any], AgentLoopOutput]]
 
@@ -37,11 +40,16 @@ def reward_batch(group: Group) -> DataProto:
 
 def queue_rows(group: Group) -> list[tuple[list[str], TensorDict, list[dict[str, Any]]]]:
     """(keys, fields, tags) for `async_kv_batch_put`, as verl's trainer reads them: mostly one, and one more for every other
-    set of fields, since an agent loop may leave a field unset.
+    set of fields, since an agent loop may leave a field unset. A rollout that makes no row, for want of a token for instance, is
+    left out, and the log says why.
     """
     sets: dict[tuple[str, ...], tuple[list, list, list]] = {}
     for row, output in group:
-        field = _fields(row, output)
+        try:
+            field = _fields(row, output)
+        except Exception:
+            logger.exception("Rollout %d of prompt uid=%s cannot be stored", row["session_id"], row["uid"])
+            continue
         keys, fields, tags = sets.setdefault(tuple(sorted(field)), ([], [], []))
         keys.append(f"{row['uid']}_{row['session_id']}_0")
         fields.append(field)

@@ -126,9 +126,11 @@ class GroupWorker(_VerlWorker):
         for _, output in group:
             output.extra_fields["agent_loop"] = name
         group = await self._score(group)
+        stored = 0
         for keys, fields, tags in queue_rows(group):
             await tq.async_kv_batch_put(keys=keys, fields=fields, tags=tags, partition_id=partition)
-        return len(group) == size
+            stored += len(keys)
+        return stored == size
 
     async def _score(self, group: Group) -> Group:
         """Rewards of a group in one call to one of verl's reward workers, or, where that fails, in one call for each rollout.
