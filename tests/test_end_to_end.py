@@ -41,17 +41,17 @@ SETTINGS = [
 ]
 
 
-def start(root: Path) -> subprocess.Popen:
+def start(root: Path, *more: str) -> subprocess.Popen:
     """The entry point in a process of its own; it prints to root/log.txt."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "srpo_recipe.main", *SETTINGS, f"run.root={root}"]
+    command = [sys.executable, "-m", "srpo_recipe.main", *SETTINGS, f"run.root={root}", *more]
     with (root / "log.txt").open("w") as file:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=root)
 
 
-def train(root: Path) -> str:
+def train(root: Path, *more: str) -> str:
     """Run to the end; returns what was printed."""
-    code = start(root).wait(timeout=800)
+    code = start(root, *more).wait(timeout=800)
     text = (root / "log.txt").read_text()
     assert code == 0, text[-6000:]
     return text
@@ -173,3 +173,39 @@ def test_a_resumed_run_continues_the_metrics(whole, resumed):
         assert len(of_the_method) > 40
         for key in of_the_method:
             assert other[key] == one[key], (one["step"], key)
+
+
+# ------------------------------------------------------------------------------- several optimiser steps, validation alone
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory) -> Path:
+    """Two optimiser steps a batch on one rank, the newest checkpoint kept alone; then the same command only validates."""
+    root = tmp_path_factory.mktemp("several")
+    settings = ["trainer.n_gpus_per_node=1", "method.optimizer_steps=2", "trainer.total_training_steps=2"]
+    settings += ["trainer.max_actor_ckpt_to_keep=1", "algorithm.rollout_correction.rollout_is=token"]
+    train(root, *settings)
+    text = train(root, *settings, "trainer.val_only=true", "trainer.val_before_train=true")
+    (root / "last_line.json").write_text([line for line in text.splitlines() if line.startswith("{")][-1])
+    return root / "run"
+
+
+def test_several_optimiser_steps_a_batch_share_one_teachers_pass(several):
+    for line in read_lines(several / "metrics.jsonl"):
+        if "route/distill_share" not in line:
+            continue
+        assert line["timing_s/old_log_prob"] > 0.01 and line["timing_s/ref"] > 0.0
+        assert line["teacher/rows_forwarded"] == line["teacher/rows_routed"] > 0
+        assert line["actor/distill/weight_mean"] == pytest.approx(1.0, abs=1e-5)
+        assert line["actor/optimizer/skipped_steps"] == 0.0
+        assert line["actor/policy/importance"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_newest_checkpoint_is_whole_and_alone(several):
+    (kept,) = (several / "checkpoints").glob("global_step_*")
+    assert kept.name == "global_step_2" and {path.name for path in kept.iterdir()} >= {"actor", "teacher", "data.pt"}
+
+
+def test_a_run_that_only_validates_ends_with_its_accuracy(several):
+    summary = json.loads((several.parent / "last_line.json").read_text())
+    assert summary["steps"] == 2 and 0.0 <= summary["after"] <= 1.0

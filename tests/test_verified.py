@@ -1,0 +1,104 @@
+"""How a step's rollouts are read from verl's data queue and told their routes; the queue itself is stood in for."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from srpo_recipe.method.decision import Decision
+from srpo_recipe.method.route import Route
+from srpo_recipe.method.self_teacher import TeacherPrompt
+from srpo_recipe.run.routing_metrics import routing
+from srpo_recipe.training import fields, verified
+
+CHAT = {"messages": [{"role": "user", "content": "1+2=?"}], "tools": None}
+KEYS = ["b_1_0", "a_0_0", "b_0_0", "a_1_0"]  # as they finished
+
+
+def wrapped(value):
+    """As the queue gives objects back."""
+    return SimpleNamespace(data=value)
+
+
+def queue(monkeypatch, **changes) -> list[dict]:
+    """Four rollouts of two prompts, 7 and 3 in the data. Returns what is written."""
+    columns = {
+        "index": [7, 3, 7, 3],
+        "rm_scores": fields.jagged([torch.tensor(row) for row in ([0.0, 1.0], [0.0], [0.0, 0.0, 0.5], [0.0])]),
+        "responses": fields.jagged([torch.tensor(row) for row in ([5, 6], [7], [8, 9, 10], [11])]),
+        "extra_fields": [wrapped({"student_chat": CHAT, "reward_extra_info": {"feedback": "so"}}) for _ in KEYS],
+        "metrics": [wrapped({"generate_sequences": 2.0}), wrapped({}), wrapped({"compute_score": 1.0}), wrapped(None)],
+        **changes,
+    }
+    written = []
+    asked = []
+    monkeypatch.setattr(verified.tq, "kv_batch_get", lambda **asks: asked.append(asks) or columns)
+    monkeypatch.setattr(verified.tq, "kv_batch_put", lambda **puts: written.append(puts))
+    return written
+
+
+def batch(keys=KEYS):
+    made = SimpleNamespace(keys=list(keys), partition_id="train", tags=[{} for _ in keys])
+    return made
+
+
+def test_rows_come_in_an_order_of_their_own(monkeypatch):
+    queue(monkeypatch)
+    rows = verified.read(batch(), needs_teacher=True)
+    order = verified.settled_order(rows, batch())
+    assert [KEYS[row] for row in order] == ["a_0_0", "a_1_0", "b_0_0", "b_1_0"]
+    found, rollouts = verified.in_batch_order(rows, batch([KEYS[row] for row in order]), filler=1)
+    assert rollouts.index_B.tolist() == [3, 3, 7, 7] and rollouts.session_B.tolist() == [0, 1, 0, 1]
+    assert rollouts.reward_B.tolist() == [0.0, 0.0, 0.5, 1.0] and rollouts.length_B.tolist() == [1, 1, 3, 2]
+    assert rollouts.group_B[0] == rollouts.group_B[1] != rollouts.group_B[2] == rollouts.group_B[3]
+    assert rollouts.real_B.all() and rollouts.feedback == ["so"] * 4
+    assert rollouts.chats[0].messages == CHAT["messages"] and rollouts.chats[0].tools is None
+    assert [dict(row.agent) for row in found] == [{}, {}, {"compute_score": 1.0}, {"generate_sequences": 2.0}]
+
+
+def test_a_loop_that_measures_nothing_is_counted_as_absent(monkeypatch):
+    """verl leaves unset metrics out of a row."""
+    queue(monkeypatch)
+    found, rollouts = verified.in_batch_order(verified.read(batch(), True), batch(), filler=1)
+    none_B = torch.zeros(4, dtype=torch.bool)
+    decision = Decision(rollouts, none_B, none_B, Route(torch.ones(4), torch.zeros(4)), {}, [], 0)
+    metrics = routing(decision, [row.agent for row in found], [row.info for row in found])
+    assert metrics["rollout/generate_seconds"] == 2.0 and metrics["rollout/reward_seconds"] == 1.0
+    assert metrics["route/rollouts"] == 4 and metrics["route/reward"] == pytest.approx(0.375)
+
+
+def test_rows_that_fill_up_the_batch_are_empty_ones(monkeypatch):
+    queue(monkeypatch)
+    _, rollouts = verified.in_batch_order(verified.read(batch(), True), batch([*KEYS, "padx_0_0"]), filler=1)
+    assert rollouts.real_B.tolist() == [True] * 4 + [False]
+    assert rollouts.length_B.tolist()[-1] == 1 and rollouts.reward_B[-1] == 0.0
+
+
+def test_an_agent_loop_that_does_not_tell_how_it_rendered_the_prompt_is_refused_by_name(monkeypatch):
+    extras = [wrapped({"student_chat": CHAT}) for _ in KEYS]
+    extras[2] = wrapped({"agent_loop": "my_agent"})
+    queue(monkeypatch, extra_fields=extras)
+    with pytest.raises(NotImplementedError, match="b_0_0 came from the agent loop 'my_agent'.*(?s:.)*TeachableLoop"):
+        verified.read(batch(), needs_teacher=True)
+    assert verified.read(batch(), needs_teacher=False)["b_0_0"].chat is None  # GRPO has no teacher to mislead
+
+
+def test_an_agent_loop_with_several_outputs_is_refused(monkeypatch):
+    queue(monkeypatch)
+    with pytest.raises(NotImplementedError, match="rollout b_1_2 has several outputs"):
+        verified.read(batch(["b_1_2", *KEYS[1:]]), needs_teacher=True)
+
+
+def test_every_row_is_told_its_route_in_one_write(monkeypatch):
+    written = queue(monkeypatch)
+    _, rollouts = verified.in_batch_order(verified.read(batch(), True), batch(), filler=1)
+    none_B = torch.zeros(4, dtype=torch.bool)
+    route = Route(torch.tensor([1.0, 0, 1, 0]), torch.tensor([0.0, 1, 0, 1]))
+    prompts = {3: TeacherPrompt([1, 2], False), 1: TeacherPrompt([3], False)}
+    verified.write_routes(batch(), Decision(rollouts, none_B, none_B, route, prompts, [], 0))
+    (put,) = written
+    assert put["keys"] == KEYS and sorted(put["fields"].keys()) == sorted(
+        (fields.POLICY, fields.DISTILL, fields.TEACHER_ROW)
+    )
+    assert put["fields"][fields.TEACHER_ROW].tolist() == [-1, 1, -1, 0]
+    assert put["fields"][fields.POLICY].tolist() == [1, 0, 1, 0]
