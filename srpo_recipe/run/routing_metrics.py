@@ -65,7 +65,7 @@ def verification(infos: Sequence[Mapping]) -> dict[str, float]:
     infos: what the reward function gave for each rollout beside the reward.
     """
     failures = [info.get("failure") for info in infos]
-    found = {"reward/not_finite": failures.count("not_finite")}
+    found: dict[str, float] = {"reward/not_finite": failures.count("not_finite")}
     if all({"failure", "parsed", "truncated"} <= info.keys() for info in infos):
         found["reward/timeouts"] = failures.count("timeout")
         found["reward/crashes"] = failures.count("crash")

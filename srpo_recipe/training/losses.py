@@ -112,8 +112,9 @@ def update_loss(
         totals=Totals(*data[TOTALS]),
         average=srpo.average,
     )
+    sampled: dict[str, Tensor] = {}
     if "old_log_probs" in data:
-        old_log_prob_BT, sampled = view.padded("old_log_probs"), {}
+        old_log_prob_BT = view.padded("old_log_probs")
         importance_BT = view.padded("rollout_is_weights") if "rollout_is_weights" in data else None
     else:
         old_log_prob_BT = log_prob_BT.detach()
