@@ -27,7 +27,10 @@ def describe(config: DictConfig, settings: SRPOConfig) -> list[tuple[str, str]]:
         ("verifier", verifier),
         ("advantage", "r - group mean" + (", over std" if config.algorithm.norm_adv_by_std_in_grpo else "")),
         ("clip", f"-{actor.clip_ratio_low} / +{actor.clip_ratio_high}"),
-        ("old policy", {"update": "the update's own forward pass", "pass": "a pass before the update"}[old_policy(config)]),
+        (
+            "old policy",
+            {"update": "the update's own forward pass", "pass": "a pass before the update"}[old_policy(config)],
+        ),
         ("learning rate", f"{actor.optim.lr:g}, warm-up {actor.optim.lr_warmup_steps} steps"),
         ("batch", f"{batch} prompts x {rollout.n} rollouts, {batch // mini} optimiser step(s) of {mini} prompts"),
         ("lengths", f"prompt {config.data.max_prompt_length}, response {config.data.max_response_length} tokens"),
