@@ -113,8 +113,8 @@ def _is_threshold(value: Any) -> bool:
 def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of a section, or of the one value that it is; nothing of what is absent."""
     if isinstance(node, DictConfig):
-        for name in node:
-            yield from _leaves(OmegaConf.select(node, str(name)), f"{key}.{name}")
+        for name in map(str, node):
+            yield from _leaves(OmegaConf.select(node, name), f"{key}.{name}")
     elif node is not ABSENT:
         yield key, node
 
