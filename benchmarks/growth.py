@@ -13,7 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from environment import environment
-from step import Setting, Step, add_size_arguments, measure, size_of
+from replay import Step
+from runs import Setting
+from step import add_size_arguments, measure, size_of
+
+from srpo_recipe.records.figures import pyplot
 
 SHARES = (0.4, 0.05)
 
@@ -50,12 +54,7 @@ def point_of(row: dict) -> tuple[int, int, int]:
 
 def plot(rows: list[dict], file: Path) -> None:
     """Seconds against the tokens of a batch, and the ratio to stock GRPO, one marker a point."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (seconds, ratio) = pyplot.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
+    figure, (seconds, ratio) = pyplot().subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     for share, label, marker in ((None, "stock GRPO", "s"), (0.4, "SRPO, 40 % routed", "o"), (0.05, "SRPO, 5 %", "^")):
         for ranks, filled in ((1, True), (2, False)):
             found = [row for row in rows if row["failed_share"] == share and row["ranks"] == ranks]

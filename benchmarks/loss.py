@@ -8,17 +8,16 @@ The three take turns, so that whatever else the machine does falls on all alike.
 """
 
 import argparse
-import ctypes
 import gc
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from environment import environment, spread
+from process_memory import Growth
 from torch import Tensor
 
 from srpo_recipe.machine import installed_version
@@ -84,32 +83,25 @@ class Peak:
     """Peak memory while the block runs, in MB above what was held at its start."""
 
     def __init__(self, device: str):
-        self.device = device
+        self.growth = Growth() if device == "cpu" else None
 
     def __enter__(self) -> "Peak":
+        if self.growth:
+            self.growth.__enter__()
+            return self
         gc.collect()
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-        else:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the present size
-            self.before = _status("VmRSS")
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        self.before = torch.cuda.memory_allocated()
         return self
 
     def __exit__(self, *_) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            peak = _status("VmHWM")
-        self.megabytes = (peak - self.before) / 2**20
-
-
-def _status(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
+        if self.growth:
+            self.growth.__exit__()
+            self.megabytes = self.growth.peak / 2**20
+            return
+        torch.cuda.synchronize()
+        self.megabytes = (torch.cuda.max_memory_allocated() - self.before) / 2**20
 
 
 def run_once(loss: Callable[..., Tensor], student_TV: Tensor, teacher_TV: Tensor) -> tuple[float, float, float, Tensor]:

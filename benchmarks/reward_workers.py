@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import ray
 import torch
-from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from tensordict import TensorDict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -25,6 +24,7 @@ from verl.experimental.reward_loop import RewardLoopManager
 from verl.protocol import DataProto
 
 from srpo_recipe.run.prepare import prepare
+from srpo_recipe.settings.compose import compose_config
 from srpo_recipe.verify.adversarial import HOSTILE_MATH
 
 HONEST, TRUTH = r"So it is \boxed{\frac{10}{4}}.", "2.5"
@@ -54,8 +54,7 @@ def composed(folder: Path, workers: int, time_limit: float) -> DictConfig:
         f"reward.num_workers={workers}",
         f"actor_rollout_ref.model.path={folder}/tokenizer",
     ]
-    with initialize_config_module("srpo_recipe_config", version_base=None):
-        config = compose("srpo", overrides=overrides)
+    config = compose_config(overrides)
     prepare(config)
     return config
 

@@ -8,6 +8,7 @@ Ours are only the configuration (`config/`) and, on a machine without an acceler
 import hydra
 from omegaconf import DictConfig
 
+import srpo_recipe.settings.schema  # noqa: F401  (registers the schema of the section srpo)
 from srpo_recipe.run.prepare import prepare
 
 # what the recipe sets and stock verl has otherwise

@@ -16,7 +16,9 @@ import loss
 import startup
 import torch
 from environment import environment, spread
-from step import Setting, Step, measure
+from replay import Step
+from runs import Setting
+from step import measure
 
 from srpo_recipe.machine import installed_version
 

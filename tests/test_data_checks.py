@@ -148,7 +148,7 @@ def test_a_source_without_a_good_row_is_refused_even_when_bad_ones_may_go(source
     [
         ("train.json", '{"idx": 1}\n'.encode("utf-16"), "iconv"),
         ("train.json", b'[\n{"idx": 1},\n{"idx": 2}\n]\n', "jq"),
-        ("train.parquet", b"PAR1 and then nothing", "half of one"),
+        ("train.parquet", b"PAR1 and then nothing", "cannot be read as a parquet file"),
         ("train.csv", b"prompt,prompt\na,b\n", "distinct column names"),
         ("train.csv", b"", "distinct column names"),
         ("train.txt", b"a", "hold no train or test file"),

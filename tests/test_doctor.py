@@ -375,6 +375,7 @@ ROW = {
     "prompt": [{"role": "user", "content": "2+3?"}],
     "ability": "sums",
     "reward_model": {"style": "rule", "ground_truth": "5"},
+    "extra_info": {"index": 0},
 }
 
 
@@ -397,8 +398,9 @@ def test_data_that_training_can_read(tmp_path):
             {key: value for key, value in ROW.items() if key != "prompt"} | {"question": "2+3?"},
             "lacks the column prompt",
         ),
-        (ROW | {"prompt": "2+3?"}, "has no chat messages"),
-        (ROW | {"reward_model": {"style": "rule"}}, "has no reward_model.ground_truth"),
+        (ROW | {"prompt": "2+3?"}, "row 0: prompt must be a list of chat messages"),
+        (ROW | {"reward_model": {"style": "rule"}}, "row 0: there is no reward_model.ground_truth"),
+        (ROW | {"extra_info": {"split": "train"}}, "row 0: extra_info.index is missing"),
     ],
 )
 def test_data_without_what_training_reads(tmp_path, row, found):
@@ -410,6 +412,6 @@ def test_data_that_is_missing_or_cut_off_or_too_little(tmp_path):
     fails("data", *overrides, found="4 rows to train on", mend="data.train_batch_size=4")
     file = tmp_path / "rows.parquet"
     os.truncate(file, file.stat().st_size // 2)
-    fails("data", *overrides, found="is no whole parquet file", mend="scripts/prepare_data.sh")
+    fails("data", *overrides, found="cannot be read as a parquet file", mend="scripts/prepare_data.sh")
     file.unlink()
     fails("data", *overrides, found="is not there", mend="data.train_files")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo_recipe.data.problems import WHOLE_ROW, BadRow, Refused, shown, undecodable
+from srpo_recipe.records.files import open_parquet
 
 # Published split files are JSON lines although they are called .json.
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -108,13 +109,10 @@ def _csv(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
 
 
 def _open_parquet(path: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise Refused(f"{path}: expected a parquet file, found something else or half of one ({error})") from error
+        return open_parquet(path)
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Row | BadRow]]:

@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from srpo_recipe.doctor.check import FAIL, WARN, Answer, Case, ok
+from srpo_recipe.method.chat import CHAT, is_chat
+from srpo_recipe.records.files import open_parquet
+from srpo_recipe.records.training_rows import require_index
 
 
 def _files(value: Any) -> Iterator[Path]:
-    for file in [value] if isinstance(value, str) else value:
+    for file in [value] if isinstance(value, str) else value or []:
         yield Path(file).expanduser()
 
 
 def data(case: Case) -> Answer:
-    """Training and validation files can be read, and hold prompts, data sources and ground truths."""
+    """Training and validation files can be read, and hold prompts, data sources, ground truths and numbers of the rows."""
     section = case.config.data
     if case.config.task.get("generate"):
         return ok(f"task={case.config.task.name} writes its own when the run starts")
@@ -21,11 +24,13 @@ def data(case: Case) -> Answer:
     for key in ("train_files", "val_files"):
         counts[key] = 0
         for file in _files(section[key]):
-            problem, rows = _read(file, section.prompt_key, section.reward_fn_key)
-            if problem:
+            try:
+                counts[key] += _rows(file, section.prompt_key, section.reward_fn_key)
+                if section.custom_cls.path is None:  # else a loader of the user's gives the numbers
+                    require_index(file)
+            except ValueError as error:
                 mend = f"write it with scripts/prepare_data.sh, or correct data.{key} (docs/data.md has the columns)"
-                return FAIL, f"data.{key}: {file} {problem}", mend
-            counts[key] += rows
+                return FAIL, f"data.{key}: {str(error).splitlines()[0]}", mend
     shown = f"{counts['train_files']} rows to train on, {counts['val_files']} to validate"
     if counts["train_files"] < section.train_batch_size:
         mend = f"data.train_batch_size={counts['train_files']} or less, or more data"
@@ -35,29 +40,18 @@ def data(case: Case) -> Answer:
     return ok(shown)
 
 
-def _read(file: Path, prompt_key: str, source_key: str) -> tuple[str | None, int]:
-    """(what is wrong with the file or None, its rows)."""
-    import pyarrow
-    from pyarrow import parquet
-
-    if not file.is_file():
-        return "is not there", 0
-    try:
-        table = parquet.ParquetFile(file)
-        names = table.schema_arrow.names
-        first = next(table.iter_batches(batch_size=1)).to_pylist() if table.metadata.num_rows else []
-    except (pyarrow.ArrowException, OSError) as error:
-        return f"is no whole parquet file: {str(error).splitlines()[0]}", 0
-    missing = [name for name in (prompt_key, source_key, "reward_model") if name not in names]
-    if missing:
-        return f"lacks the column {', '.join(missing)}; it has {', '.join(names)}", 0
-    if not first:
-        return None, 0
-    turns = first[0][prompt_key]
-    if not (
-        isinstance(turns, list) and turns and isinstance(turns[0], dict) and {"role", "content"} <= turns[0].keys()
-    ):
-        return f"has no chat messages (role, content) in {prompt_key}", 0
-    if "ground_truth" not in (first[0]["reward_model"] or {}):
-        return "has no reward_model.ground_truth", 0
-    return None, table.metadata.num_rows
+def _rows(file: Path, prompt_key: str, source_key: str) -> int:
+    """How many rows a file has. Raises ValueError, with the file, when training could not read the first of them."""
+    with open_parquet(file) as table:
+        names, rows = table.schema_arrow.names, table.metadata.num_rows
+        missing = [name for name in (prompt_key, source_key, "reward_model") if name not in names]
+        if missing:
+            raise ValueError(f"{file} lacks the column {', '.join(missing)}; it has {', '.join(names)}")
+        first = next(table.iter_batches(batch_size=1)).to_pylist()[0] if rows else None
+    if first is None:
+        return 0
+    if not is_chat(first[prompt_key]):
+        raise ValueError(f"{file} row 0: {prompt_key} must be {CHAT}")
+    if "ground_truth" not in (first["reward_model"] or {}):
+        raise ValueError(f"{file} row 0: there is no reward_model.ground_truth")
+    return rows

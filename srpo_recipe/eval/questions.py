@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from srpo_recipe.method.chat import CHAT, is_chat
+from srpo_recipe.records.files import open_parquet
+
 
 @dataclass(frozen=True)
 class Question:
@@ -30,18 +33,13 @@ def load(files: Sequence[Path], limit: int | None = None) -> list[Question]:
 
     Raises ValueError that names file, row and key for a row that is not verl's, and for a file that is no parquet file.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     questions: list[Question] = []
     twice = [str(file) for file in files if list(files).count(file) > 1]
     if twice:
         raise ValueError(f"{twice[0]} is named twice")
     for file in files:
-        try:
-            rows = pq.read_table(file).slice(0, limit).to_pylist()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ValueError(f"{file} cannot be read as a parquet file: {error}") from error
+        with open_parquet(file) as table:
+            rows = table.read().slice(0, limit).to_pylist()
         if not rows:
             raise ValueError(f"{file} holds no row")
         questions += [_question(str(file), number, row) for number, row in enumerate(rows)]
@@ -58,11 +56,7 @@ def _question(file: str, number: int, row: dict[str, Any]) -> Question:
     extra_info = row.get("extra_info") or {}
     index = extra_info.get("index", number)
     require(isinstance(task, str) and task != "", "data_source", "the task's name")
-    require(isinstance(messages, list) and len(messages) > 0, "prompt", "a list of chat messages")
-    assert isinstance(messages, list)
-    for message in messages:
-        texts = isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
-        require(texts, "prompt", "a list of chat messages with the texts role and content")
+    require(is_chat(messages), "prompt", CHAT)
     require(isinstance(truth, str), "reward_model.ground_truth", "a text")
     require(isinstance(index, int), "extra_info.index", "a whole number")
     return Question(file, number, str(task), index, messages, str(truth), extra_info)

@@ -1,7 +1,22 @@
-"""Chats and templates: the system turn before a chat, and fields filled into a text."""
+"""Chats and templates: what a chat is, the system turn before one, and fields filled into a text."""
 
 import re
 from collections.abc import Sequence
+from typing import Any
+
+CHAT = "a list of chat messages with the texts role and content"
+
+
+def is_chat(value: Any) -> bool:
+    """Whether a value is CHAT, with a message at least."""
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in _TURN) for turn in value)
+    )
+
+
+_TURN = ("role", "content")
 
 
 def with_system_prompt(messages: Sequence[dict], system_prompt: str | None) -> list[dict]:

@@ -88,8 +88,11 @@ def resident(arch: Architecture, setup: Setup, training: bool) -> Items:
 
 
 def states(arch: Architecture, setup: Setup) -> float:
-    """The teacher's final hidden states of a rank's routed responses, all rows at full length, until the update has used them."""
-    return setup.rows * setup.response * arch.hidden * setup.width if setup.teacher and setup.one_forward else 0
+    """The teacher's final hidden states of a rank's routed responses, from its pass to the end of the batch's last update.
+
+    All rows of the batch at full length, however many optimiser steps it has.
+    """
+    return setup.batch_rows * setup.response * arch.hidden * setup.width if setup.teacher else 0
 
 
 def loss_phase(arch: Architecture, setup: Setup) -> Items:
@@ -128,9 +131,7 @@ def layer_phase(arch: Architecture, setup: Setup) -> Items:
 
 
 def _update(arch: Architecture, setup: Setup) -> Items:
-    # the teacher's output layer, whole; a single fp32 rank has it already
-    copied = setup.teacher and setup.one_forward and (setup.shards > 1 or setup.width != FP32)
-    head = arch.head * setup.width if copied else 0
+    head = arch.head * setup.width if setup.teacher else 0  # a whole copy of the teacher's output layer
     return {
         **resident(arch, setup, training=True),
         "gradients": 0 if setup.offload_policy else FP32 * arch.parameters / setup.shards,

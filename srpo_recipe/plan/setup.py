@@ -21,7 +21,7 @@ class Setup:
     reduce_width: int  # of gradients while ranks sum them
     on_cpu: bool
     teacher: bool
-    one_forward: bool  # no log-prob pass: the teacher's states wait for the update
+    one_forward: bool  # no log-prob pass: the update's own forward gives the old policy
     checkpointing: bool
     packed: bool  # flash-attn without padding
     prefetch: bool  # the next layer is gathered while one is computed
@@ -52,6 +52,11 @@ class Setup:
     def rows(self) -> int:
         """Rollouts of a rank in one optimiser step."""
         return max(1, self.mini_batch * self.rollouts // self.world)
+
+    @property
+    def batch_rows(self) -> int:
+        """Rollouts of a rank in a batch."""
+        return max(1, self.prompts * self.rollouts // self.world)
 
     @property
     def length(self) -> int:

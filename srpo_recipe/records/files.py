@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 # Rows that are in memory at once, and the size of a parquet row group.
 BATCH_ROWS = 2000
@@ -54,6 +55,19 @@ def write_parquet(path: Path, rows: Iterable[dict[str, Any]], schema: "pa.Schema
             while batch := list(islice(remaining, BATCH_ROWS)):
                 writer.write_table(pa.Table.from_pylist(batch, first.schema))
     return path
+
+
+def open_parquet(path: Path) -> "pq.ParquetFile":
+    """The file, open. Raises ValueError when it is not there, or is no whole parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise ValueError(f"{path} is not there")
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a parquet file: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager
