@@ -341,6 +341,15 @@ def test_every_check_is_tried():
     assert hit == calls
 
 
+def test_validation_alone_needs_its_validation():
+    """verl asks for val_only where it has validated before training, and goes on to train otherwise."""
+    with changed("trainer.val_only", True) as config, open_dict(config):
+        assert check(config)
+        config.trainer.val_before_train = False
+        with pytest.raises(ValueError, match="set trainer.val_before_train=true"):
+            check(config)
+
+
 @pytest.mark.parametrize("value", [2, "2", "2.0", "0.5_2.0", 0.1])
 def test_a_threshold_of_the_rollout_correction(value):
     with changed("algorithm.rollout_correction.rollout_is_threshold", value) as config:

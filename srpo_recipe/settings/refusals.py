@@ -12,7 +12,7 @@ CORRECTION = "algorithm.rollout_correction"
 SPLITS = "the distillation loss does not split sequences over ranks"
 PADS = "the logits of a packed row are found by their place, which padding moves"
 FULL_WEIGHTS = "the EMA teacher averages full weights"
-SKIPS = "rollouts that another run has stored are not the current policy's"
+SKIPS = "verl's synchronous trainer reads skip.rollout_tq"
 LOGITS = "the loss reads the logits, and these kernels make none"
 QUANTISED = "the EMA teacher would average weights that the student does not compute with"
 CRITIC = "the advantage is the reward minus its group's mean"
@@ -50,7 +50,7 @@ REFUSALS = (
     ),
     Refusal("reward.reward_model.enable", (False,), "rewards come with the rollouts, from a verifier or a function"),
     Refusal("reward.reward_model.enable_resource_pool", (False,), "no reward model is run"),
-    *(Refusal(f"skip.{kind}.enable", (False,), SKIPS) for kind in ("rollout", "rollout_tq", "async_rollout")),
+    *(Refusal(f"skip.{kind}.enable", (False,), SKIPS) for kind in ("rollout", "async_rollout")),
     Refusal(f"{ACTOR}.strategy", ("fsdp2",), "the EMA pairs the shards of FSDP2"),
     Refusal(f"{ACTOR}.fsdp_config.strategy", ("fsdp2", "fsdp"), "verl takes actor.strategy for it"),
     Refusal(f"{ACTOR}.fsdp_config.forward_only", (False,), "the actor is trained"),

@@ -95,6 +95,10 @@ def check_run(config: DictConfig) -> None:
         isinstance(wait, int | float) and wait >= 0,
         f"run.wait_seconds={wait} must be a number of seconds, 0 or more: how long to wait for a cluster's nodes",
     )
+    if config.trainer.val_only and not config.trainer.val_before_train:
+        raise ValueError(
+            "trainer.val_only=true with trainer.val_before_train=false would train: set trainer.val_before_train=true"
+        )
     require(
         "model" in contents or config.trainer.resume_mode == "disable",
         f"actor_rollout_ref.actor.checkpoint.load_contents={contents} leaves the model out, and a run that is resumed would "
