@@ -18,6 +18,7 @@ from srpo_recipe.data.checks import CHAT_SWITCHES
 from srpo_recipe.data.manifest import quantiles
 from srpo_recipe.data.tasks import TASKS
 from srpo_recipe.records.files import BATCH_ROWS, whole_folder, write_parquet
+from srpo_recipe.verify import BENCHMARKS
 
 
 @pytest.fixture
@@ -242,7 +243,7 @@ def test_verls_own_dataset_loads_what_was_prepared(source, tmp_path, monkeypatch
 @pytest.mark.parametrize("task", ["chemistry", "physics", "biology", "material", "tooluse", "math"])
 def test_the_configuration_agrees_with_the_table_and_with_the_checks(task):
     config = composed(task, Path("/data"))
-    assert config.srpo.verifier.name == TASKS[task].verifier and config.task.name == task
+    assert config.srpo.verifier.name == BENCHMARKS[task] and config.task.name == task
     assert config.data.max_prompt_length == prepare.Request.limit
     assert config.data.apply_chat_template_kwargs == CHAT_SWITCHES
     assert (config.data.train_batch_size, config.data.max_response_length) == (32, 8192)
@@ -250,4 +251,4 @@ def test_the_configuration_agrees_with_the_table_and_with_the_checks(task):
 
 def test_mathematics_validates_on_the_five_sets():
     sets = {Path(file).parent.name for file in composed("math", Path("/data")).data.val_files}
-    assert sets == {name for name, task in TASKS.items() if task.verifier == "math" and task.hub}
+    assert sets == {name for name, task in TASKS.items() if BENCHMARKS[name] == "math" and task.hub}

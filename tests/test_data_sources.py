@@ -13,7 +13,7 @@ from srpo_recipe.data import sources
 from srpo_recipe.data.formats import SCIKNOWEVAL_SYSTEM, bare
 from srpo_recipe.data.tasks import TASKS
 from srpo_recipe.method.chat import fill
-from srpo_recipe.verify import VERIFIERS
+from srpo_recipe.verify import BENCHMARKS, VERIFIERS
 
 needs_math = pytest.mark.skipif(find_spec("math_verify") is None, reason="math-verify is not installed (WITH=math)")
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -51,8 +51,9 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_every_task_has_a_verifier_a_licence_and_a_source():
+    assert TASKS.keys() == BENCHMARKS.keys()
     for name, task in TASKS.items():
-        assert task.verifier in VERIFIERS and task.licence and task.origin, name
+        assert BENCHMARKS[name] in VERIFIERS and task.licence and task.origin, name
         if task.hub:
             assert len(task.hub.revision) == 40 and int(task.hub.revision, 16), name
             assert task.hub.repository in task.origin

@@ -9,6 +9,7 @@ from srpo_recipe.data.prepare import Request
 from srpo_recipe.data.problems import Refused
 from srpo_recipe.data.sources import SPLIT_SEED, TEST_SHARE, belonging, divide, fetch, locate, rows_of
 from srpo_recipe.data.tasks import TASKS, Task
+from srpo_recipe.verify import BENCHMARKS
 
 FORMATS = ("published", "hub", "verl", "columns")
 MAPPED = ("prompt", "answer", "id", "system")
@@ -28,7 +29,7 @@ def request_of(args: argparse.Namespace) -> Request:
     converter = _converter(kind, task, args)
     request = Request(
         args.task,
-        args.verifier or task.verifier,  # type: ignore[union-attr]
+        args.verifier or BENCHMARKS[args.task],
         converter,
         rows={},
         gold_template=args.gold_response,

@@ -1,7 +1,4 @@
-"""What can be prepared by name: where a set comes from, which verifier scores it, under which licence it is.
-
-Which verifier belongs to which task stands here; config/task/<name>.yaml says the same to training.
-"""
+"""What can be prepared by name: where a set comes from, under which licence it is. verify.BENCHMARKS says who judges it."""
 
 from dataclasses import dataclass, field
 
@@ -33,12 +30,11 @@ class Hub:
 class Task:
     """One row of TASKS.
 
-    verifier: a name in srpo_recipe.verify.VERIFIERS. ability: verl's column of that name. licence, origin: of the data.
-    rows: the size of each published split. hub: None where only split files are published. folder: where its split files
-    lie below the root of the published ones, and kind: what their rows call themselves (None: there are none).
+    ability: verl's column of that name. licence, origin: of the data. rows: the size of each published split. hub: None
+    where only split files are published. folder: where its split files lie below the root of the published ones, and kind:
+    what their rows call themselves (None: there are none).
     """
 
-    verifier: str
     ability: str
     licence: str
     origin: str
@@ -50,7 +46,6 @@ class Task:
 
 def _sciknoweval(domain: str, train: int, test: int) -> Task:
     return Task(
-        verifier="choice",
         ability="science",
         licence="MIT",
         origin="https://huggingface.co/datasets/hicai-zju/SciKnowEval",
@@ -68,7 +63,7 @@ def _sciknoweval(domain: str, train: int, test: int) -> Task:
 
 def _math(licence: str, rows: int, hub: Hub) -> Task:
     origin = f"https://huggingface.co/datasets/{hub.repository}"
-    return Task("math", "math", licence, origin, rows={"test": rows}, hub=hub)
+    return Task("math", licence, origin, rows={"test": rows}, hub=hub)
 
 
 TASKS: dict[str, Task] = {
@@ -77,7 +72,6 @@ TASKS: dict[str, Task] = {
     "biology": _sciknoweval("Biology", 450, 50),
     "material": _sciknoweval("Material", 841, 94),
     "tooluse": Task(
-        verifier="tool_use",
         ability="tool_use",
         licence="Apache-2.0 (ToolAlpaca)",
         origin="https://github.com/tangqiaoyu/ToolAlpaca",
@@ -86,7 +80,7 @@ TASKS: dict[str, Task] = {
         kind="tooluse",
     ),
     # Training: any set in verl's own format (for example DAPO-Math-17k or MATH).
-    "math": Task("math", "math", licence="that of the set", origin="a set of the user's"),
+    "math": Task("math", licence="that of the set", origin="a set of the user's"),
     "aime24": _math(
         "Apache-2.0",
         30,
@@ -131,8 +125,3 @@ TASKS: dict[str, Task] = {
         Hub("math-ai/minervamath", "ee46ddc498933b1977577953250ca5c66be64f96", "test.jsonl", problem="question"),
     ),
 }
-
-
-def verifier_of(task: str) -> str:
-    """The verifier of a benchmark task; any other name is a verifier's own."""
-    return TASKS[task].verifier if task in TASKS else task

@@ -51,7 +51,7 @@ def _question(file: str, number: int, row: dict[str, Any]) -> Question:
         if not holds:
             raise ValueError(f"{file} row {number}: {key} must be {expected}")
 
-    task, messages = row.get("data_source"), row.get("prompt")
+    task, messages = row.get("data_source"), row.get("prompt") or []
     truth = (row.get("reward_model") or {}).get("ground_truth")
     extra_info = row.get("extra_info") or {}
     index = extra_info.get("index", number)

@@ -6,9 +6,8 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from srpo_recipe.data.tasks import TASKS
 from srpo_recipe.eval.questions import Question
-from srpo_recipe.verify import MODES, Verdict, resolve
+from srpo_recipe.verify import BENCHMARKS, MODES, Verdict, resolve
 from srpo_recipe.verify.contract import checked
 from srpo_recipe.verify.functions import function_at
 from srpo_recipe.verify.pool import VerifierPool
@@ -34,13 +33,13 @@ class Rule:
 def rule_for(task: str, mode: str, verifier: str | None = None, reward: str | None = None) -> Rule:
     """The rule that the command line names, or else the task's own. Raises ValueError with the mend when there is none."""
     own = next((function for prefix, function in REWARDS.items() if task.startswith(prefix)), None)
-    if reward or (own and not verifier and task not in TASKS):
+    if reward or (own and not verifier and task not in BENCHMARKS):
         if mode != MODES[0]:
             raise ValueError(f"{task} is judged by the reward function {reward or own}, which has no mode {mode!r}")
         function = reward or str(own)
         _function(function)
         return Rule("reward", function, mode)
-    name = verifier or (TASKS[task].verifier if task in TASKS else None)
+    name = verifier or BENCHMARKS.get(task)
     if name is None:
         raise ValueError(
             f"no verifier belongs to the data_source {task!r}: give --verifier (choice, tool_use, math, or a function of your "

@@ -12,8 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from srpo_recipe.data.tasks import verifier_of
-from srpo_recipe.verify import MODES, VERIFIERS
+from srpo_recipe.verify import BENCHMARKS, MODES, VERIFIERS
 from srpo_recipe.verify.pool import VerifierPool
 from srpo_recipe.verify.score import keeps_contract, score
 from srpo_recipe.verify.settings import VerifierConfig
@@ -42,21 +41,19 @@ def main(arguments: list[str] | None = None) -> int:
     """0; 1 when a line, a verification or the contract failed; 2 for arguments that cannot be used."""
     options = parse(arguments)
     try:
-        settings = VerifierConfig(
-            verifier_of(options.task), options.mode, options.time_limit, options.processes, options.memory_mb
-        )
-        assert settings.name is not None
+        name = BENCHMARKS.get(options.task, options.task)
+        settings = VerifierConfig(name, options.mode, options.time_limit, options.processes, options.memory_mb)
         limits = (settings.time_limit, settings.processes, settings.memory_mb)
-        with VerifierPool(settings.name, settings.mode, *limits) as pool:
+        with VerifierPool(name, settings.mode, *limits) as pool:
             if options.contract:
-                return int(not keeps_contract(pool, options.file, settings.name))
+                return int(not keeps_contract(pool, options.file, name))
             totals = score(pool, options.file, options.feedback)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, OSError) else 1
     mean = totals["reward"] / totals["lines"] if totals["lines"] else 0.0
     print(
-        f"{settings.name}, {settings.mode}: mean reward {mean:.4f} over {totals['lines']:.0f} lines, "
+        f"{name}, {settings.mode}: mean reward {mean:.4f} over {totals['lines']:.0f} lines, "
         f"{totals['failures']:.0f} failed",
         file=sys.stderr,
     )
