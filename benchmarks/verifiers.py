@@ -103,6 +103,7 @@ def responses(verifier: str, count: int, seed: int) -> Iterator[tuple[str, str]]
 
 
 def stress(verifier: str, mode: str, count: int, seed: int) -> dict:
+    """What one verifier does with `count` responses."""
     defaults = VerifierConfig()
     failures: Counter = Counter()
     rewarded, slowest = 0.0, 0.0
@@ -152,10 +153,13 @@ def stress(verifier: str, mode: str, count: int, seed: int) -> dict:
         "processes": None if verifier in LINEAR else defaults.processes,
         "seconds": round(elapsed, 1),
         "responses_per_second": round(count / elapsed, 1),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
+        **machine(),
     }
+
+
+def machine() -> dict:
+    """What the figures depend on."""
+    return {"python": platform.python_version(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
 
 
 def main() -> None:

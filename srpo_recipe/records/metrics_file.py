@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from srpo_recipe.records.files import write_whole
+
 
 class JsonLines:
     """A backend of verl's Tracking that appends: a resumed run continues the file of the run that it resumes.
@@ -15,11 +17,8 @@ class JsonLines:
 
     def __init__(self, path: str, resumed_step: int):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_lines(path) if line["step"] <= resumed_step] if resumed_step else []
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        scratch.replace(self.path)
+        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, data: dict[str, Any], step: int) -> None:
         """Append one line {"step": step, metric: number, ...}; values that are no numbers are left out."""
