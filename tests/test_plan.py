@@ -194,6 +194,18 @@ def test_growth_to_512_ranks():
     assert hybrid.shards == 8, "a fixed number of shards stays"
 
 
+def test_the_teachers_states_stay_for_every_step_of_a_batch():
+    """A batch is scored once, before its first optimiser step: all its rows wait, and so does the output layer."""
+    arch, setup = eight()
+    several = replace(setup, mini_batch=setup.prompts // 4, one_forward=False)
+    assert several.rows == setup.rows // 4 and several.batch_rows == setup.batch_rows
+    expected = setup.batch_rows * setup.response * arch.hidden * 2 + arch.head * 2
+    for one in (setup, several):
+        assert memory.loss_phase(arch, one)["teacher's states"] == expected
+        assert memory.optimizer_phase(arch, one)["teacher's states"] == expected
+    assert memory.loss_phase(arch, replace(setup, teacher=False))["teacher's states"] == 0
+
+
 # ----------------------------------------------------------------------------------------------------------- the step
 
 
