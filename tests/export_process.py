@@ -17,7 +17,7 @@ from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
 
 from srpo_recipe.records import checkpoint
 
-ASSETS = Path(checkpoint.__file__).parent / "assets" / "tiny_qwen3"
+ASSETS = Path(checkpoint.__file__).parents[1] / "assets" / "tiny_qwen3"
 # 101 rows do not divide by 2: the ranks' shards differ in size.
 SMALL = {"vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 128}
