@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
@@ -102,55 +102,62 @@ def responses(verifier: str, count: int, seed: int) -> Iterator[tuple[str, str]]
             yield "".join(draw.choices(NOISE, k=draw.randint(0, 400))), truth
 
 
+class Stress:
+    """Responses on their way through a pool, and what came of them."""
+
+    def __init__(self, pool: VerifierPool, clock: Callable[[], float]):
+        self.pool, self.clock = pool, clock
+        self.waiting: deque = deque()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was judged."""
+        self.failures: Counter = Counter()
+        self.rewarded = self.slowest = 0.0
+
+    def submit(self, response: str, truth: str) -> None:
+        begun, seconds = self.clock(), [0.0]
+        future = self.pool.submit(response, truth)
+        future.add_done_callback(lambda _: seconds.__setitem__(0, self.clock() - begun))
+        self.waiting.append((future, seconds))
+
+    def take(self) -> None:
+        """Wait for the first one."""
+        future, seconds = self.waiting.popleft()
+        verdict = future.result()
+        self.failures[verdict.failure] += 1
+        self.rewarded += verdict.reward
+        self.slowest = max(self.slowest, seconds[0])
+
+
 def stress(verifier: str, mode: str, count: int, seed: int) -> dict:
     """What one verifier does with `count` responses."""
-    defaults = VerifierConfig()
-    failures: Counter = Counter()
-    rewarded, slowest = 0.0, 0.0
-    waiting: deque = deque()
-    clock = time.thread_time if verifier in LINEAR else time.monotonic
-
-    def take() -> None:
-        nonlocal rewarded, slowest
-        future, seconds = waiting.popleft()
-        verdict = future.result()
-        failures[verdict.failure] += 1
-        rewarded += verdict.reward
-        slowest = max(slowest, seconds[0])
-
-    def submit(response: str, truth: str) -> None:
-        begun = clock()
-        seconds = [0.0]
-        future = pool.submit(response, truth)
-        future.add_done_callback(lambda _: seconds.__setitem__(0, clock() - begun))
-        waiting.append((future, seconds))
-
-    limits = (defaults.time_limit, defaults.processes, defaults.memory_mb)
-    with VerifierPool(verifier, mode, *limits) as pool:
-        submit(*reversed(EXAMPLES[verifier][0]))
-        take()  # the processes have started
-        rewarded, slowest = 0.0, 0.0
-        failures.clear()
+    defaults, linear = VerifierConfig(), verifier in LINEAR
+    with VerifierPool(verifier, mode, defaults.time_limit, defaults.processes, defaults.memory_mb) as pool:
+        run = Stress(pool, time.thread_time if linear else time.monotonic)
+        run.submit(*reversed(EXAMPLES[verifier][0]))
+        run.take()  # the processes have started
+        run.clear()
         started = time.monotonic()
         for row in tqdm(responses(verifier, count, seed), total=count, desc=f"{verifier}, {mode}", disable=None):
-            submit(*row)
+            run.submit(*row)
             # as many at a time as there are processes, so that the time of a response holds no waiting for another
-            while len(waiting) >= (1 if verifier in LINEAR else defaults.processes):
-                take()
-        while waiting:
-            take()
+            while len(run.waiting) >= (1 if linear else defaults.processes):
+                run.take()
+        while run.waiting:
+            run.take()
         elapsed = time.monotonic() - started
     return {
         "verifier": verifier,
         "mode": mode,
         "responses": count,
         "seed": seed,
-        "crashes": failures["crash"],
-        "timeouts": failures["timeout"],
-        "rewarded": round(rewarded),
-        "slowest_seconds": round(slowest, 3),
-        "time_limit": None if verifier in LINEAR else defaults.time_limit,
-        "processes": None if verifier in LINEAR else defaults.processes,
+        "crashes": run.failures["crash"],
+        "timeouts": run.failures["timeout"],
+        "rewarded": round(run.rewarded),
+        "slowest_seconds": round(run.slowest, 3),
+        "time_limit": None if linear else defaults.time_limit,
+        "processes": None if linear else defaults.processes,
         "seconds": round(elapsed, 1),
         "responses_per_second": round(count / elapsed, 1),
         **machine(),

@@ -205,7 +205,9 @@ def test_failed_verifications_are_shares_by_cause():
 
 
 def test_the_trainer_validates_by_this_code():
-    from srpo_recipe.training.step import PPOTrainerSync, SRPOTrainer
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+    from srpo_recipe.training.step import SRPOTrainer
 
     ours, verls = (trainer._val_metrics_update for trainer in (SRPOTrainer, PPOTrainerSync))
     assert ours is not verls and list(inspect.signature(ours).parameters) == list(inspect.signature(verls).parameters)
