@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from srpo_recipe.run.routing_metrics import verification
 from srpo_recipe.settings.describe import describe
 from srpo_recipe.settings.rules import check
 from srpo_recipe.settings.wire import wire
@@ -87,6 +88,14 @@ def test_a_failure_in_training_leaves_its_text_in_the_run(tmp_path):
     score(tmp_path / "run", "<answer>B</answer>", truth="no letter")
     (file,) = (tmp_path / "run" / failures.FOLDER).iterdir()
     assert json.loads(file.read_text())["response"] == "<answer>B</answer>"
+
+
+def test_unread_and_cut_responses_are_counted_beside_failures():
+    good = {"failure": None, "parsed": True, "truncated": False}
+    rows = [good, {**good, "failure": "timeout", "parsed": False}, {**good, "failure": "crash", "parsed": False}]
+    rows += [{**good, "parsed": False, "truncated": True}] * 2
+    counts = {"reward/timeouts": 1, "reward/crashes": 1, "reward/unparsed": 2, "reward/truncated": 2}
+    assert verification(rows) == {"reward/not_finite": 0, **counts}
 
 
 # ---- the config ----
