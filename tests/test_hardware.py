@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 
 from srpo_recipe.plan import memory
 from srpo_recipe.plan.architecture import describe_model
+from srpo_recipe.plan.device import Device
 from srpo_recipe.plan.memory import GIB
-from srpo_recipe.plan.mends import Device
 from srpo_recipe.plan.plan import plan
 from srpo_recipe.plan.setup import from_config
 from srpo_recipe.plan.step import Expectation, spread

@@ -6,6 +6,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srpo_recipe.records.files import open_parquet
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -37,15 +39,13 @@ def require_index(path: str | Path) -> None:
 def _in_parquet(path: Path) -> tuple[int, str] | None:
     """The first row without an index and what is wrong with it."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    file, start = open_parquet(path), 0
+    if not file.metadata.num_rows:
+        return None
+    if INDEX not in {file.schema.column(number).path for number in range(len(file.schema))}:
+        return 0, "is missing, as the file has no such column"
     try:
-        file = pq.ParquetFile(path)
-        if not file.metadata.num_rows:
-            return None
-        if INDEX not in {file.schema.column(number).path for number in range(len(file.schema))}:
-            return 0, "is missing, as the file has no such column"
-        start = 0
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=[INDEX])
             if (found := _in_column(table.column("extra_info"))) is not None:

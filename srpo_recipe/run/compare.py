@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from srpo_recipe.records.figures import COLORS, pyplot
+from srpo_recipe.records.files import write_whole
 from srpo_recipe.records.metrics_file import read_lines
 from srpo_recipe.run.summary import series
 
@@ -99,8 +100,8 @@ def main() -> None:
     folder = parser.parse_args().folder
     runs = load(folder)
     rows = [row(method, found) for method, found in runs.items()]
-    (folder / "comparison.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (folder / "comparison.md").write_text(table(rows))
+    write_whole(folder / "comparison.json", json.dumps(rows, indent=1) + "\n")
+    write_whole(folder / "comparison.md", table(rows))
     draw(runs, folder / "comparison.png")
     print(table(rows) + f"\n{folder / 'comparison.md'}\n{folder / 'comparison.png'}")
 

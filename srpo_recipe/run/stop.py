@@ -8,6 +8,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from srpo_recipe.records.files import write_whole
+
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on
 CONFIRMATION = "stopped.txt"
 
@@ -24,7 +26,7 @@ def asked(config: DictConfig) -> bool:
 
 def confirm(config: DictConfig, step: int) -> None:
     """Say, for the driver, that the run stops after `step`, whose checkpoint is written."""
-    (Path(config.run.dir) / CONFIRMATION).write_text(f"{step}\n")
+    write_whole(Path(config.run.dir) / CONFIRMATION, f"{step}\n")
 
 
 def confirmed(config: DictConfig) -> int | None:

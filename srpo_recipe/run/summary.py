@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from srpo_recipe.records.figures import pyplot
+from srpo_recipe.records.files import write_whole
 from srpo_recipe.records.metrics_file import read_lines
 
 HELD_OUT = re.compile(r"^val-core/(?P<source>.+)/(acc|reward)/mean@(?P<k>\d+)$")
@@ -68,7 +69,7 @@ def summarise(config: DictConfig) -> dict[str, Any]:
     }
     if train:
         draw_run(lines, key, plot_path, f"{summary['method']}, seed {summary['seed']}")
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_whole(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     _show(summary, [line["route/distill_share"] for line in train], config.trainer.default_local_dir)
     return summary
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from srpo_recipe.settings.schema import SRPOConfig, TeacherConfig, require
-from srpo_recipe.verify.settings import ShapingConfig, VerifierConfig
+from srpo_recipe.settings.schema import SRPOConfig, TeacherConfig
+from srpo_recipe.verify.settings import ShapingConfig, VerifierConfig, require
 
 
 def read(config: DictConfig) -> SRPOConfig:

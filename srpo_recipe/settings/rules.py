@@ -8,8 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 from srpo_recipe.settings.compose import verl_defaults
 from srpo_recipe.settings.read import needs_pass, read
 from srpo_recipe.settings.refusals import CORRECTION, REFUSALS, ROLLOUT, TEACHER_REFUSALS, UNREAD, Key, Refusal
-from srpo_recipe.settings.schema import SRPOConfig, require
+from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.settings.wire import check as check_verifier
+from srpo_recipe.verify.settings import require
 
 ABSENT = object()
 

@@ -13,15 +13,10 @@ from omegaconf import OmegaConf
 
 from srpo_recipe.method.demonstrations import DEMONSTRATION_CHOICES
 from srpo_recipe.method.route import ROUTE_RULES
-from srpo_recipe.verify.settings import VerifierConfig
+from srpo_recipe.verify.settings import VerifierConfig, require
 
 TEACHER_TEMPLATE = "{prompt}\nCorrect solution:\n\n{demonstration}\n\nCorrectly solve the original question."
 FEEDBACK_TEMPLATE = "{prompt}\nFeedback on an earlier attempt:\n\n{feedback}\n\nCorrectly solve the original question."
-
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

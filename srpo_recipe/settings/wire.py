@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from srpo_recipe.verify import resolve
-from srpo_recipe.verify.settings import VerifierConfig, _refuse_unless
+from srpo_recipe.verify.settings import VerifierConfig, require
 
 REWARD_MODULE = "pkg://srpo_recipe.training.reward"
 
@@ -13,21 +13,17 @@ REWARD_MODULE = "pkg://srpo_recipe.training.reward"
 def check(config: DictConfig, settings: VerifierConfig) -> None:
     """Raise ValueError for a verifier that cannot be had, for two rewards at once, and for settings of no verifier."""
     if settings.name is None:
-        _refuse_unless(
-            (
-                settings == VerifierConfig(),
-                "srpo.verifier has settings but no name: choose srpo.verifier.name, or leave the section as it is for "
-                "a task that brings its own reward function",
-            )
+        require(
+            settings == VerifierConfig(),
+            "srpo.verifier has settings but no name: choose srpo.verifier.name, or leave the section as it is for "
+            "a task that brings its own reward function",
         )
         return
     path = config.reward.custom_reward_function.path
-    _refuse_unless(
-        (
-            path in (None, REWARD_MODULE),
-            f"srpo.verifier.name={settings.name} and reward.custom_reward_function.path={path} are two rewards: set "
-            "one of them to null",
-        )
+    require(
+        path in (None, REWARD_MODULE),
+        f"srpo.verifier.name={settings.name} and reward.custom_reward_function.path={path} are two rewards: set "
+        "one of them to null",
     )
     try:
         resolve(settings.name, settings.mode)

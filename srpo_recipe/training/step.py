@@ -25,8 +25,9 @@ class SRPOTrainer(LifecycleTrainer):
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args, **kwargs) -> KVBatchMeta:
         """rollout -> verify -> route: the verified rows are read, dealt to the ranks, and each is told its route."""
-        rows = verified.read(batch, self.srpo.needs_teacher)
-        batch.reorder(verified.settled_order(rows, batch))
+        with marked_timer("route", self.timing_raw, color="yellow"):
+            rows = verified.read(batch, self.srpo.needs_teacher)
+            batch.reorder(verified.settled_order(rows, batch))
         batch = super()._balance_batch(batch, metrics, *args, **kwargs)
         with marked_timer("route", self.timing_raw, color="yellow"):
             found, rollouts = verified.in_batch_order(rows, batch, self.tokenizer.eos_token_id)

@@ -66,8 +66,3 @@ def from_plain(section: Any) -> VerifierConfig:
     settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(VerifierConfig), section))
     assert isinstance(settings, VerifierConfig)
     return settings
-
-
-def _refuse_unless(*rules: tuple[bool, str]) -> None:
-    for rule in rules:
-        require(*rule)

@@ -7,6 +7,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayActorError
 
+from srpo_recipe.records.files import write_whole
 from srpo_recipe.training.watch.report import DIED, OTHER, compose, error_text, reported
 
 FAILURE_FILE = "failure.txt"
@@ -22,7 +23,7 @@ def ended_clearly(run_dir: str):
     except Exception as error:
         text = cause_of(error)
         ray.shutdown()  # ends the run's processes, and their output
-        path.write_text(text)
+        write_whole(path, text)
         sys.stdout.flush()
         summary = text.split("\n\n")[0]
         print(f"\n{text}\n{summary}\nAll of this is in {path}", file=sys.stderr, flush=True)
