@@ -23,12 +23,13 @@ from verl.workers.engine.base import EngineRegistry
 from srpo_recipe.records import checkpoint
 from srpo_recipe.settings.schema import TeacherConfig
 from srpo_recipe.training.engine import MODEL_TYPE
-from srpo_recipe.training.loss_metrics import OVER_DISTILLED, OVER_POLICY
+from srpo_recipe.training.loss_metrics import DISTILL_TOKENS, LARGEST, OVER_DISTILLED, OVER_POLICY, OVER_ROUTES, TOKENS
 from srpo_recipe.training.losses import update_loss
 
 RATE = 0.05
 SPLITS = {"one": ROWS, "four": ROWS // 4, "row": 1}  # rows a micro-batch on one rank; a rank of two has half of them
-SHOWN = (*OVER_DISTILLED, *OVER_POLICY, "distill/weight_largest", "distill/tokens")
+SAMPLED = ("policy/entropy_of_samples", "policy/rollout_probs_diff")  # of "update" alone
+SHOWN = (*OVER_DISTILLED, *OVER_POLICY, *OVER_ROUTES, *LARGEST, DISTILL_TOKENS, TOKENS)
 
 
 def full(module) -> dict[str, torch.Tensor]:
@@ -101,7 +102,7 @@ class Run:
         head.register_forward_hook(lambda _, inputs, output: self.logits_made.append(output.shape[:-1].numel()))
         return engine
 
-    def use(self, case: str) -> None:
+    def use(self, case: str, **options) -> None:
         """Settings of the case, and the teacher's pass over its routed rows, filled up to as many on every rank."""
         self.student.srpo = self.teacher.srpo = CASES[case]
         self.teacher.states.clear()
@@ -110,7 +111,8 @@ class Run:
         routed = [row for row in self.mine if routes(case)[1][row] > 0]
         most = int((routes(case)[1] > 0).view(self.world, -1).sum(-1).max())
         routed += [self.mine[0]] * (most - len(routed))
-        batch = make_batch(self.rows, case, routed, "teacher", use_dynamic_bsz=True, max_token_len_per_gpu=40)
+        options = {"use_dynamic_bsz": True, "max_token_len_per_gpu": 40, **options}
+        batch = make_batch(self.rows, case, routed, "teacher", **options)
         with self.teacher.eval_mode():
             assert self.teacher.infer_batch(batch, loss_function=None)["model_output"] == {}
         self.teacher.finish_teacher_pass()
@@ -134,7 +136,9 @@ class Run:
         gathered = [None] * self.world
         dist.all_gather_object(gathered, output["metrics"])
         self.found["metrics"][name] = {
-            key: float(type(gathered[0][key]).aggregate_dp([one[key] for one in gathered])) for key in SHOWN
+            key: float(type(gathered[0][key]).aggregate_dp([one[key] for one in gathered]))
+            for key in SHOWN
+            if key not in SAMPLED or case == "update"
         }
         self.found["micro_batches"][name] = len(output["loss"])
 
@@ -189,6 +193,7 @@ class Run:
         self.found["teacher_at_start"], self.found["student_at_start"] = full(teacher.module), full(student.module)
         recursion = {name: value.double() for name, value in full(teacher.module).items()}
         for _ in range(2):
+            student.lr_scheduler_step()  # off the first step of the warm-up, which moves nothing
             self.use("srpo")  # a pass may leave the teacher's weights gathered
             student.srpo = replace(CASES["srpo"], teacher=TeacherConfig(ema_rate=RATE))
             self.train()
@@ -216,6 +221,8 @@ def try_everything(run: Run) -> None:
         run.found["kept", case] = sorted(run.teacher.states.kept)
     run.use("srpo")
     run.backward("srpo", "one", name="dynamic", use_dynamic_bsz=True, max_token_len_per_gpu=40)
+    run.use("srpo", use_remove_padding=True)
+    run.backward("srpo", "four", name="packed", use_remove_padding=True)
     run.skipped_step()
     run.second_step()
     run.ema()

@@ -33,6 +33,7 @@ CASES = {
     "nothing": SRPOConfig(route="sdpo", top_k=TOP_K),  # no row takes any route
     "masked": SRPOConfig(route="srpo", top_k=TOP_K),  # the one routed row is all masked
     "sequence": SRPOConfig(route="srpo", average="sequence", top_k=TOP_K),
+    "reverse": SRPOConfig(route="sdpo", beta=0.0, alpha=1.0, top_k=TOP_K),  # KL(student || teacher)
     "update": SRPOConfig(route="srpo", top_k=TOP_K),  # the old policy is the update's own forward
 }
 
@@ -46,7 +47,7 @@ def routes(case: str) -> tuple[Tensor, Tensor]:
         return torch.ones(ROWS), torch.zeros(ROWS)
     if case == "nothing":
         return torch.zeros(ROWS), torch.zeros(ROWS)
-    if case == "sdpo":
+    if case in ("sdpo", "reverse"):
         return torch.zeros(ROWS), teacher_B.float()
     if case == "advantage_mix":
         return torch.full((ROWS,), 0.9), teacher_B * 0.1
@@ -110,8 +111,7 @@ def make_batch(rows: list[dict], case: str, numbers: list[int], stage: str, **op
         temperature=TEMPERATURE,
         global_batch_size=ROWS,
         calculate_entropy=False,
-        use_remove_padding=False,
-        **{PASS: stage, fields.IMPORTANCE_CAP: CAP, "use_dynamic_bsz": False, **options},
+        **{PASS: stage, fields.IMPORTANCE_CAP: CAP, "use_dynamic_bsz": False, "use_remove_padding": False, **options},
     )
     return data
 
@@ -135,6 +135,8 @@ def plain_objective(model, teacher, rows: list[dict], case: str) -> Plain:
         routed += [part["confidence"][part["distill"] > 0]]
     either = torch.cat([(part["policy"] + part["distill"]) > 0 for part in parts])
     mean = torch.cat(routed).mean() if torch.cat(routed).numel() else torch.tensor(1.0)
+    for part in parts:
+        part["either"] = part["policy"] + part["distill"]
     on_route = [part for part in parts if ((part["policy"] + part["distill"]) > 0).any()]
     total = sum(
         (
@@ -152,7 +154,12 @@ def plain_objective(model, teacher, rows: list[dict], case: str) -> Plain:
 
     weights = [part | {"weight": part["confidence"] / mean} for part in parts]
     found = torch.cat([part["weight"][part["distill"] > 0] for part in weights])
+    tokens = max(int(either.sum()), 1)
     means = {
+        "tokens": float(either.sum()),
+        "policy/token_share": int(sum((part["policy"] > 0).sum() for part in parts)) / tokens,
+        "distill/token_share": found.numel() / tokens,
+        "policy/importance": over("either", "importance"),
         "policy/clip_fraction": over("policy", "clipped"),
         "policy/dual_clip_fraction": over("policy", "dual"),
         "policy/approx_kl": over("policy", "kl"),
@@ -175,8 +182,11 @@ def _row(model, teacher, row: dict[str, Tensor], settings: SRPOConfig, case: str
         teacher_RV = (teacher(enriched.unsqueeze(0)).logits[0, -length - 1 : -1] / TEMPERATURE).log_softmax(-1)
     ids_RK = log_probs_RV.topk(settings.top_k, dim=-1).indices
     others_RV = torch.ones_like(log_probs_RV, dtype=torch.bool).scatter(-1, ids_RK, False)
-    tail_R1 = log_probs_RV.masked_fill(~others_RV, -torch.inf).logsumexp(-1, keepdim=True)
-    student_RB = torch.cat([log_probs_RV.gather(-1, ids_RK), tail_R1], dim=-1)
+
+    def tail(values_RV: Tensor) -> Tensor:
+        return values_RV.masked_fill(~others_RV, -torch.inf).logsumexp(-1)
+
+    student_RB = torch.cat([log_probs_RV.gather(-1, ids_RK), tail(log_probs_RV).unsqueeze(-1)], dim=-1)
     log_prob_R = log_probs_RV.gather(-1, row["responses"].unsqueeze(-1)).squeeze(-1)
     own = case == "update"
     old_R = log_prob_R.detach() if own else row["old_log_probs"]
@@ -186,7 +196,7 @@ def _row(model, teacher, row: dict[str, Tensor], settings: SRPOConfig, case: str
     return {
         "mask": row["response_mask"].float(),
         "l_grpo": l_grpo,
-        "l_sdpo": divergence(student_RB, teacher_RV.gather(-1, ids_RK), settings.alpha),
+        "l_sdpo": divergence(student_RB, teacher_RV.gather(-1, ids_RK), settings.alpha, tail(teacher_RV)),
         "importance": importance,
         "entropy": entropy_R,
         "confidence": torch.exp(-settings.beta * entropy_R),

@@ -144,7 +144,7 @@ def test_feedback_makes_a_teacher_of_its_own(tokenizer, feedback):
 
 @pytest.mark.parametrize("reward", [float("nan"), float("inf")])
 def test_a_reward_that_is_no_number_names_its_row(tokenizer, reward):
-    with pytest.raises(ValueError, match=r"rewards of rows \[4\] are not finite"):
+    with pytest.raises(ValueError, match="rollout 1 of prompt 11. The reward function has to return"):
         decide(rollouts(tokenizer, [*REWARDS[:4], reward, *REWARDS[5:]]), ROUTING, builder(tokenizer), step=1)
 
 

@@ -20,7 +20,7 @@ from srpo_recipe.records.checkpoint import require_teacher, teacher_path
 HERE = Path(__file__).parent
 ASSETS = HERE.parent / "srpo_recipe" / "assets" / "tiny_qwen3"
 WORLDS = (1, 2)
-CASES = ("srpo", "sdpo", "grpo", "advantage_mix", "unrouted", "masked", "sequence", "update")
+CASES = ("srpo", "sdpo", "grpo", "advantage_mix", "unrouted", "masked", "sequence", "reverse", "update")
 PARTS = [(world, split) for world in WORLDS for split in ("one", "four", "row")]
 TIMEOUT = 400  # seconds; about 60 on two idle cores, most of it imports
 
@@ -138,6 +138,13 @@ def test_dynamic_micro_batches_agree_too(runs, world):
     assert largest_error(runs[world]["gradient"]["srpo", "dynamic"], runs[1]["gradient"]["srpo", "one"]) < 1e-5
 
 
+@pytest.mark.parametrize("world", WORLDS)
+def test_packed_sequences_agree_with_padded_ones(runs, world):
+    """In the teacher's pass and in the update: GPUs pack, and here transformers' sdpa takes packed positions."""
+    assert runs[world]["loss"]["srpo", "packed"] == pytest.approx(runs[1]["loss"]["srpo", "plain"], rel=1e-5)
+    assert largest_error(runs[world]["gradient"]["srpo", "packed"], runs[1]["gradient"]["srpo", "plain"]) < 1e-5
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_engine_agrees_with_the_objective_on_plain_models(runs, case):
     expected = runs[1]
@@ -180,8 +187,8 @@ def test_the_update_makes_logits_of_response_tokens_alone(runs, world):
 
 
 def test_the_knobs_change_the_loss(runs):
-    losses = [runs[1]["loss"][case, "one"] for case in ("srpo", "sdpo", "grpo", "advantage_mix", "sequence", "update")]
-    assert len({round(loss, 4) for loss in losses}) == 6
+    cases = ("srpo", "sdpo", "grpo", "advantage_mix", "sequence", "reverse", "update")
+    assert len({round(runs[1]["loss"][case, "one"], 4) for case in cases}) == 7
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -189,7 +196,11 @@ def test_the_metrics_are_means_over_the_mini_batch_however_it_is_cut(runs, case)
     """Those of the GRPO route, too: clip shares and KL."""
     expected = runs[1]["means"][case, "plain"]
     for world, split in PARTS:
-        assert runs[world]["metrics"][case, split] == pytest.approx(expected, rel=1e-4, abs=1e-6), (world, split)
+        found = runs[world]["metrics"][case, split]
+        assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6), (world, split)
+        assert found == pytest.approx(runs[1]["metrics"][case, "one"], rel=1e-4, abs=1e-6), (world, split)
+    if case == "update":
+        assert min(found["policy/entropy_of_samples"], found["policy/rollout_probs_diff"]) > 1e-3
     if case == "srpo":
         assert expected["distill/weight_square"] > 1.01  # the weights do differ
         assert min(expected["policy/clip_fraction"], expected["policy/dual_clip_fraction"]) > 0.01

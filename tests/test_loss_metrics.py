@@ -20,6 +20,9 @@ def test_means_over_distilled_tokens_are_weighted_by_them():
         "distill/loss": [0.1, 0.0, 0.2, 0.1],
         "policy/tokens": [0.0, 10.0, 30.0, 0.0],
         "policy/clip_fraction": [0.0, 0.2, 0.4, 0.0],
+        "tokens": [30.0, 0.0, 30.0, 20.0],
+        "policy/importance": [1.1, 0.0, 1.3, 1.2],
+        "distill/token_share": [1.0, 0.0, 1 / 3, 1.0],
         "loss": [1.0, 2.0, 3.0, 4.0],
     }
     found = reduce_metrics(over_steps(steps))
@@ -27,6 +30,8 @@ def test_means_over_distilled_tokens_are_weighted_by_them():
     assert found["distill/weight_square"] == pytest.approx((1.2 * 30 + 1.0 * 10 + 1.1 * 20) / 60)
     assert found["distill/weight_largest"] == 3.0
     assert found["policy/clip_fraction"] == pytest.approx((0.2 * 10 + 0.4 * 30) / 40)
+    assert found["policy/importance"] == pytest.approx((1.1 * 30 + 1.3 * 30 + 1.2 * 20) / 80)
+    assert found["distill/token_share"] == pytest.approx(60 / 80)
     assert found["distill/loss"] == pytest.approx(np.mean(steps["distill/loss"])) and found["loss"] == 2.5
 
 
@@ -79,3 +84,34 @@ def test_the_self_check_runs_once():
     states.clear()
     states.keep([1], [7], torch.randn(7, 16), torch.randn(7, 60), temperature=1.0, chunk_tokens=4)
     states.close(layer, "Model")  # what does not fit together is not looked at again
+
+
+def test_the_teachers_tail_is_summed_over_the_other_words():
+    states, layer = kept(lambda logits: logits)
+    states.close(layer, "Model")
+    ids_MK = torch.stack([torch.randperm(60, generator=torch.Generator().manual_seed(row))[:9] for row in range(7)])
+    hidden_NH = torch.cat([states.kept[row][0] for row in (5, 3)])
+    expected_NV = (hidden_NH.double() @ layer.weight_VH.double().T / 0.7).softmax(-1)
+    found_M = states.log_tail([5, 3], ids_MK, temperature=0.7, chunk_tokens=2)
+    expected_M = expected_NV.scatter(-1, ids_MK, 0.0).sum(-1).log()
+    torch.testing.assert_close(found_M.double(), expected_M, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_self_check_allows_rounding_in_bf16_and_no_more(seed):
+    generator = torch.Generator().manual_seed(seed)
+    hidden_NH, weight_VH = torch.randn(40, 512, generator=generator), torch.randn(3000, 512, generator=generator) / 8
+    hidden_NH, weight_VH = hidden_NH.bfloat16(), weight_VH.bfloat16()
+    exact_NV = hidden_NH.double() @ weight_VH.double().T
+    noise_NV = torch.rand(exact_NV.shape, generator=generator) - 0.5
+    # another order of summation: a few numbers in a hundred are rounded to their other neighbour
+    rounded_NV = (exact_NV * (1 + noise_NV * 2.0**-14)).bfloat16()
+    for after, passes in ((lambda z: z, True), (lambda z: z * 1.02, False), (lambda z: 50 * torch.tanh(z / 50), False)):
+        states = TeacherStates()
+        states.keep([0], [40], hidden_NH, after(rounded_NV.float()).bfloat16(), temperature=1.0, chunk_tokens=8)
+        if passes:
+            assert not torch.equal(rounded_NV, exact_NV.bfloat16())
+            states.close(OutputLayer(weight_VH), "Model")
+        else:
+            with pytest.raises(RuntimeError, match="cannot be scored"):
+                states.close(OutputLayer(weight_VH), "Model")

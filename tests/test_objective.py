@@ -12,7 +12,7 @@ from reference import objective as paper
 
 from srpo_recipe.method import teacher_logits
 from srpo_recipe.method.demonstrations import has_correct_sibling
-from srpo_recipe.method.dw_sdpo import confidence, divergence
+from srpo_recipe.method.dw_sdpo import confidence, divergence, needs_exact_tail
 from srpo_recipe.method.ema import ema_distance, ema_update
 from srpo_recipe.method.grpo import clipped_policy_loss, group_advantages
 from srpo_recipe.method.logits import top_ids
@@ -81,6 +81,17 @@ def log_masses(logits_NV, ids_NK, **options):
     return student_statistics(logits_NV, ids_NK[:, 0], ids_NK, **options)[1]
 
 
+def tail(logits_NV, ids_NK, alpha):
+    """[N] log-mass of the teacher's other words where the divergence wants it summed, through an output layer that changes
+    nothing; None elsewhere.
+    """
+    if not needs_exact_tail(alpha) or not len(ids_NK):
+        return None
+    found = teacher_logits.teacher_statistics(logits_NV)
+    rest_N = OutputLayer(torch.eye(logits_NV.shape[1])).rest_at(logits_NV.float(), ids_NK, chunk_tokens=5)
+    return (rest_N - found.largest_N - found.log_sum_N).clamp(min=-80.0)
+
+
 def teacher_statistics(logits_NV, ids_NK, **options):
     """([N, K] log-probabilities at the ids, [N] entropy) of the teacher."""
     found = teacher_logits.teacher_statistics(logits_NV, **options)
@@ -118,6 +129,10 @@ class Core:
         )
         self.teacher_log_probs_BTK = torch.full(self.ids_BTK.shape, float("nan"), dtype=teacher_log_probs_NK.dtype)
         self.teacher_log_probs_BTK[self.distilled_BT] = teacher_log_probs_NK
+        tail_N = tail(self.teacher_BTV[self.distilled_BT], self.ids_BTK[self.distilled_BT], settings.alpha)
+        self.teacher_tail_BT = None if tail_N is None else torch.zeros(self.mask_BT.shape)
+        if tail_N is not None:
+            self.teacher_tail_BT[self.distilled_BT] = tail_N
         self.confidence_BT = torch.zeros(self.mask_BT.shape)
         self.confidence_BT[self.distilled_BT] = confidence(self.entropy_N, settings.beta)
 
@@ -145,7 +160,12 @@ class Core:
         )
         divergence_BT = torch.zeros(distilled_BT.shape).masked_scatter(
             distilled_BT,
-            divergence(log_mass_MB, self.teacher_log_probs_BTK[rows][distilled_BT], self.settings.alpha),
+            divergence(
+                log_mass_MB,
+                self.teacher_log_probs_BTK[rows][distilled_BT],
+                self.settings.alpha,
+                None if self.teacher_tail_BT is None else self.teacher_tail_BT[rows][distilled_BT],
+            ),
         )
         return whole_loss(
             policy_loss_BT,
@@ -264,8 +284,7 @@ PEAKED = [(8.0, 1.5), (12.0, 12.0), (40.0, 1.5), (1.5, 40.0), (40.0, 40.0)]  # s
 def test_divergence_agrees_token_by_token_on_peaked_distributions(alpha, student_scale, teacher_scale, offset):
     """The usual case of a language model: the top k hold nearly all the mass, the tail 1e-1 to 1e-30 of it.
 
-    A constant added to the logits changes nothing. KL(S || T) needs more room: its slopes are as large as log(S / T),
-    and the teacher's tail is known from fp32 log-probabilities only, to an epsilon.
+    A constant added to the logits changes nothing. The slopes of KL(S || T) are as large as log(S / T), which is its room.
     """
     batch = make_batch(7, vocab=200, scale=student_scale, teacher_scale=teacher_scale)
     student_NV, teacher_NV = (
@@ -273,22 +292,17 @@ def test_divergence_agrees_token_by_token_on_peaked_distributions(alpha, student
     )
     logits_NV = single(student_NV).requires_grad_()
     ids_NK = top_ids(logits_NV, 20)
-    loss_N = divergence(log_masses(logits_NV, ids_NK), teacher_statistics(single(teacher_NV), ids_NK)[0], alpha)
+    teacher_NK, tail_N = teacher_statistics(single(teacher_NV), ids_NK)[0], tail(single(teacher_NV), ids_NK, alpha)
+    loss_N = divergence(log_masses(logits_NV, ids_NK), teacher_NK, alpha, tail_N)
     loss_N.sum().backward()
     found = zip(loss_N.tolist(), logits_NV.grad.double().numpy(), strict=True)
     tokens = zip(student_NV, teacher_NV, ids_NK.numpy(), strict=True)
     for (loss, slope_V), token in zip(found, tokens, strict=True):
-        student_bins = paper.bins(token[0], token[2], paper.STUDENT_FLOOR)
-        teacher_bins = paper.bins(token[1], token[2])
-        largest_slope, doubt = 1.0, 0.0
-        if alpha == 1:
-            largest_slope = np.abs(np.log(student_bins / teacher_bins)).max()
-            doubt = student_bins[-1] * paper.TAIL_FLOOR / teacher_bins[-1]
+        student_bins, teacher_bins = (paper.bins(logits_V, token[2], paper.LEAST) for logits_V in token[:2])
+        largest_slope = np.abs(np.log(student_bins / teacher_bins)).max() if alpha == 1 else 1.0
         expected_V = paper.divergence_slope(*token, alpha)
-        assert loss == pytest.approx(paper.divergence(*token, alpha), rel=RELATIVE, abs=1e-6 + doubt)
-        assert (
-            np.linalg.norm(slope_V - expected_V) <= RELATIVE * np.linalg.norm(expected_V) + 5e-7 * largest_slope + doubt
-        )
+        assert loss == pytest.approx(paper.divergence(*token, alpha), rel=RELATIVE, abs=1e-6)
+        assert np.linalg.norm(slope_V - expected_V) <= RELATIVE * np.linalg.norm(expected_V) + 5e-7 * largest_slope
 
 
 @pytest.mark.parametrize("alpha", [0, 0.25, 0.5, 1])
@@ -821,7 +835,8 @@ def test_a_student_tail_lighter_than_fp32s_epsilon_still_counts(gap, alpha):
     teacher_NV[0, 50] = 9.0
     logits_NV = single(student_NV).requires_grad_()
     ids_NK = top_ids(logits_NV, 4)
-    loss_N = divergence(log_masses(logits_NV, ids_NK), teacher_statistics(single(teacher_NV), ids_NK)[0], alpha)
+    teacher_NK, tail_N = teacher_statistics(single(teacher_NV), ids_NK)[0], tail(single(teacher_NV), ids_NK, alpha)
+    loss_N = divergence(log_masses(logits_NV, ids_NK), teacher_NK, alpha, tail_N)
     loss_N.sum().backward()
     token = (student_NV[0], teacher_NV[0], ids_NK[0].numpy(), alpha)
     expected_V = paper.divergence_slope(*token)
@@ -829,3 +844,22 @@ def test_a_student_tail_lighter_than_fp32s_epsilon_still_counts(gap, alpha):
     assert np.abs(logits_NV.grad[0].double().numpy() - expected_V).max() <= 1e-6 + 1e-5 * np.abs(expected_V).max()
     if alpha == 0:
         assert loss_N.item() > gap - 1 and np.abs(expected_V).max() > 0.5
+
+
+@pytest.mark.parametrize("sure", [10.0, 16.0, 24.0, 40.0])
+@pytest.mark.parametrize("alpha", [0, 0.3, 0.5, 1])
+def test_a_sure_teacher_of_an_unsure_student(alpha, sure):
+    """Most of the student's mass lies in its tail, where the teacher has e^-sure of its own: KL(S || T) weighs exactly that."""
+    rng = np.random.default_rng(3)
+    student_NV, teacher_NV = exact(rng.normal(size=(4, 200)) * 0.3), exact(rng.normal(size=(4, 200)))
+    logits_NV = single(student_NV).requires_grad_()
+    ids_NK = top_ids(logits_NV, 20)
+    teacher_NV[np.arange(4), ids_NK[:, 3]] = exact(np.full(4, sure + 5.0))
+    teacher_NK, tail_N = teacher_statistics(single(teacher_NV), ids_NK)[0], tail(single(teacher_NV), ids_NK, alpha)
+    loss_N = divergence(log_masses(logits_NV, ids_NK), teacher_NK, alpha, tail_N)
+    loss_N.sum().backward()
+    for row in range(4):
+        token = (student_NV[row], teacher_NV[row], ids_NK[row].numpy(), alpha)
+        expected_V, found_V = paper.divergence_slope(*token), logits_NV.grad[row].double().numpy()
+        assert loss_N[row].item() == pytest.approx(paper.divergence(*token), rel=1e-5)
+        assert np.linalg.norm(found_V - expected_V) <= 1e-5 * np.linalg.norm(expected_V)

@@ -12,7 +12,7 @@ from srpo_recipe.run.routing_metrics import routing
 from srpo_recipe.training import fields, verified
 
 CHAT = {"messages": [{"role": "user", "content": "1+2=?"}], "tools": None}
-KEYS = ["b_1_0", "a_0_0", "b_0_0", "a_1_0"]  # as they finished
+KEYS = ["a_1_0", "b_0_0", "a_0_0", "b_1_0"]  # as they finished; prompt "b" is number 3 of the data, "a" number 7
 
 
 def wrapped(value):
@@ -46,7 +46,7 @@ def test_rows_come_in_an_order_of_their_own(monkeypatch):
     queue(monkeypatch)
     rows = verified.read(batch(), needs_teacher=True)
     order = verified.settled_order(rows, batch())
-    assert [KEYS[row] for row in order] == ["a_0_0", "a_1_0", "b_0_0", "b_1_0"]
+    assert [KEYS[row] for row in order] == ["b_0_0", "b_1_0", "a_0_0", "a_1_0"]
     found, rollouts = verified.in_batch_order(rows, batch([KEYS[row] for row in order]), filler=1)
     assert rollouts.index_B.tolist() == [3, 3, 7, 7] and rollouts.session_B.tolist() == [0, 1, 0, 1]
     assert rollouts.reward_B.tolist() == [0.0, 0.0, 0.5, 1.0] and rollouts.length_B.tolist() == [1, 1, 3, 2]
@@ -72,15 +72,20 @@ def test_rows_that_fill_up_the_batch_are_empty_ones(monkeypatch):
     _, rollouts = verified.in_batch_order(verified.read(batch(), True), batch([*KEYS, "padx_0_0"]), filler=1)
     assert rollouts.real_B.tolist() == [True] * 4 + [False]
     assert rollouts.length_B.tolist()[-1] == 1 and rollouts.reward_B[-1] == 0.0
+    none_B = torch.zeros(5, dtype=torch.bool)
+    decision = Decision(rollouts, none_B, none_B, Route(torch.ones(5), torch.zeros(5)), {}, [], 0)
+    metrics = routing(decision, [{}] * 5, [{}] * 5)
+    assert metrics["route/rollouts"] == 4 and metrics["route/reward"] == pytest.approx(0.375)
+    assert metrics["route/response_length"] == pytest.approx(7 / 4)
 
 
 def test_an_agent_loop_that_does_not_tell_how_it_rendered_the_prompt_is_refused_by_name(monkeypatch):
     extras = [wrapped({"student_chat": CHAT}) for _ in KEYS]
     extras[2] = wrapped({"agent_loop": "my_agent"})
     queue(monkeypatch, extra_fields=extras)
-    with pytest.raises(NotImplementedError, match="b_0_0 came from the agent loop 'my_agent'.*(?s:.)*TeachableLoop"):
+    with pytest.raises(NotImplementedError, match="a_0_0 came from the agent loop 'my_agent'.*(?s:.)*TeachableLoop"):
         verified.read(batch(), needs_teacher=True)
-    assert verified.read(batch(), needs_teacher=False)["b_0_0"].chat is None  # GRPO has no teacher to mislead
+    assert verified.read(batch(), needs_teacher=False)["a_0_0"].chat is None  # GRPO has no teacher to mislead
 
 
 def test_an_agent_loop_with_several_outputs_is_refused(monkeypatch):
@@ -102,3 +107,15 @@ def test_every_row_is_told_its_route_in_one_write(monkeypatch):
     )
     assert put["fields"][fields.TEACHER_ROW].tolist() == [-1, 1, -1, 0]
     assert put["fields"][fields.POLICY].tolist() == [1, 0, 1, 0]
+
+
+def test_prompts_of_one_number_are_told_apart_by_their_chats(monkeypatch):
+    """Two files of data may number their rows alike; uids are random, and a resumed run has to find the same order."""
+    chats = [{**CHAT, "messages": [{"role": "user", "content": text}]} for text in ("z", "y", "z", "y")]
+    orders = []
+    for first, second in (("a", "b"), ("b", "a")):
+        keys = [f"{first}_0_0", f"{second}_0_0", f"{first}_1_0", f"{second}_1_0"]
+        extras = [wrapped({"student_chat": chat}) for chat in chats]
+        queue(monkeypatch, index=[5, 5, 5, 5], extra_fields=extras)
+        orders.append(verified.settled_order(verified.read(batch(keys), True), batch(keys)))
+    assert orders == [[1, 0, 3, 2]] * 2

@@ -165,6 +165,9 @@ METHODS = {
     "verl.trainer.ppo.v1.agent_loop_tq:AgentLoopWorkerTQ.__ray_metadata__.modified_class._run_agent_loop": (
         "self sampling_params trajectory agent_name trace kwargs"
     ),
+    "verl.trainer.ppo.v1.agent_loop_tq:AgentLoopWorkerTQ.__ray_metadata__.modified_class._agent_loop_postprocess": (
+        "self output validate kwargs"
+    ),
     "verl.trainer.ppo.v1.agent_loop_tq:AgentLoopWorkerTQ.__ray_metadata__.modified_class._compute_score": (
         "self outputs kwargs"
     ),

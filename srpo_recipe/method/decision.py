@@ -105,11 +105,14 @@ def _reordered(column, order: Sequence[int]):
 def decide(rollouts: Rollouts, routing: Routing, builder: TeacherPromptBuilder, step: int) -> Decision:
     """Decide what each rollout learns from. step: of the training, for the seeds of the siblings' choice.
 
-    Raises ValueError, with the rows, for rewards that are not finite, and for a chat that the builder refuses.
+    Raises ValueError, with the rollouts, for rewards that are not finite, and for a chat that the builder refuses.
     """
     bad = torch.nonzero(~torch.isfinite(rollouts.reward_B)).flatten().tolist()
     if bad:
-        raise ValueError(f"the rewards of rows {bad} are not finite: {rollouts.reward_B[bad].tolist()}")
+        named = [f"rollout {int(rollouts.session_B[row])} of prompt {int(rollouts.index_B[row])}" for row in bad]
+        raise ValueError(
+            f"rewards that are not finite: {', '.join(named)}. The reward function has to return a finite number"
+        )
     correct_B = (rollouts.reward_B >= routing.correct_threshold) & rollouts.real_B
     sibling_B = _siblings(rollouts, routing, correct_B, step)
     feedback = rollouts.feedback if routing.feedback != "off" else [None] * len(sibling_B)

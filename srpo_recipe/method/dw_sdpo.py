@@ -5,7 +5,7 @@ rest of the mass. The ids are the student's; the teacher's probabilities are gat
 
     M = (1 - alpha) S + alpha T        l = (1 - alpha) KL(S || M) + alpha KL(T || M)        (alpha in (0, 1))
     alpha = 0: KL(T || S)              alpha = 1: KL(S || T)
-    the teacher's tail log-mass = log(-expm1(logsumexp(log-probabilities of the K ids)))
+    the teacher's tail log-mass = log(-expm1(logsumexp(log-probabilities of the K ids))), summed itself where alpha = 1
 """
 
 import math
@@ -18,26 +18,36 @@ from torch import Tensor
 _LARGEST_LOG_MASS = -torch.finfo(torch.float32).eps
 
 
-def _with_tail(log_probs_NK: Tensor) -> Tensor:
-    """Append the tail bin: [N, K] -> [N, K + 1] log-masses that sum to 1, the difference taken in float64."""
-    top_mass = torch.logsumexp(log_probs_NK.double(), dim=-1, keepdim=True).clamp(max=_LARGEST_LOG_MASS)
-    return torch.cat([log_probs_NK, torch.log(-torch.expm1(top_mass)).to(log_probs_NK.dtype)], dim=-1)
+def needs_exact_tail(alpha: float) -> bool:
+    """Whether the divergence takes the logarithm of a light teacher's tail: KL(S || T) alone does."""
+    return alpha == 1.0
+
+
+def _tail(log_probs_NK: Tensor) -> Tensor:
+    """log(1 - the mass of the K ids): [N, K] -> [N], the difference taken in float64."""
+    top_mass = torch.logsumexp(log_probs_NK.double(), dim=-1).clamp(max=_LARGEST_LOG_MASS)
+    return torch.log(-torch.expm1(top_mass)).to(log_probs_NK.dtype)
 
 
 def _kl(logp: Tensor, logq: Tensor) -> Tensor:
     return (logp.exp() * (logp - logq)).sum(-1)
 
 
-def divergence(student_NB: Tensor, teacher_log_probs_NK: Tensor, alpha: float = 0.5) -> Tensor:
+def divergence(
+    student_NB: Tensor, teacher_log_probs_NK: Tensor, alpha: float = 0.5, teacher_tail_N: Tensor | None = None
+) -> Tensor:
     """l_sdpo of each token over K + 1 bins (paper, section 2.2 and hyper-parameter table: Jensen-Shannon, alpha = 0.5).
 
     student_NB: float32 [N, K + 1] log-masses from `student_logits.student_statistics`, the only argument that the gradient flows
-    into; teacher_log_probs_NK: float32 [N, K] from `teacher_logits.TeacherStatistics` at the same ids. Returns float32 [N], in
-    nats, 0 where student and teacher agree. Raises ValueError for alpha outside [0, 1].
+    into; teacher_log_probs_NK: float32 [N, K] from `teacher_logits.TeacherStatistics` at the same ids; teacher_tail_N: the
+    log-mass of the teacher's other words, summed, where `needs_exact_tail` (by default it is one minus the others). Returns
+    float32 [N], in nats, 0 where student and teacher agree. Raises ValueError for alpha outside [0, 1].
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-    teacher_NB = _with_tail(teacher_log_probs_NK.detach().float())
+    log_probs_NK = teacher_log_probs_NK.detach().float()
+    tail_N = _tail(log_probs_NK) if teacher_tail_N is None else teacher_tail_N.detach().float()
+    teacher_NB = torch.cat([log_probs_NK, tail_N.unsqueeze(-1)], dim=-1)
     if alpha == 0.0:
         return _kl(teacher_NB, student_NB)
     if alpha == 1.0:

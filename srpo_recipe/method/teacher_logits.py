@@ -83,9 +83,22 @@ class OutputLayer(NamedTuple):
             part = slice(start, start + chunk_tokens)
             ids_CK = ids_NK[part]
             if self.weight_VH.shape[0] <= _DENSE * ids_NK.shape[1]:
-                logits_CK = nn.functional.linear(hidden_NH[part], self.weight_VH, self.bias_V).gather(-1, ids_CK)
+                logits_CK = self._whole(hidden_NH[part]).gather(-1, ids_CK)
             else:
                 logits_CK = (self.weight_VH[ids_CK] @ hidden_NH[part].unsqueeze(-1)).squeeze(-1)
                 logits_CK = logits_CK if self.bias_V is None else logits_CK + self.bias_V[ids_CK]
             found_NK[part] = self.after(logits_CK).float() / temperature
         return found_NK
+
+    @torch.no_grad()
+    def rest_at(self, hidden_NH: Tensor, ids_NK: Tensor, temperature: float = 1.0, chunk_tokens: int = 64) -> Tensor:
+        """log sum exp of the logits of all words but the ids, float32 [N]: the whole layer's work. Arguments: see `logits_at`."""
+        found_N = torch.empty(len(ids_NK), dtype=torch.float32, device=hidden_NH.device)
+        for start in range(0, len(ids_NK), chunk_tokens):
+            part = slice(start, start + chunk_tokens)
+            logits_CV = self.after(self._whole(hidden_NH[part])).float() / temperature
+            found_N[part] = logits_CV.scatter_(-1, ids_NK[part], -torch.inf).logsumexp(-1)
+        return found_N
+
+    def _whole(self, hidden_CH: Tensor) -> Tensor:
+        return nn.functional.linear(hidden_CH, self.weight_VH, self.bias_V)

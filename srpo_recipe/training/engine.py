@@ -207,10 +207,12 @@ class RoutedEngine(FSDPEngineWithLMHead):
         log_prob_N, log_mass_MB = student_statistics(
             logits_NV, micro_batch["responses"].values(), ids_MK, spans, routed, overwrite_logits=True, **options
         )
-        teacher_MK = torch.zeros(ids_MK.shape, device=ids_MK.device)
+        teacher_MK, tail_M = torch.zeros(ids_MK.shape, device=ids_MK.device), None
         if self.teacher is not None:
             teacher_MK = self.teacher.states.log_probs(view.teacher_rows, ids_MK, **options)
-        divergence_M = dw_sdpo.divergence(log_mass_MB, teacher_MK, self.srpo.alpha)
+            if dw_sdpo.needs_exact_tail(self.srpo.alpha):
+                tail_M = self.teacher.states.log_tail(view.teacher_rows, ids_MK, **options)
+        divergence_M = dw_sdpo.divergence(log_mass_MB, teacher_MK, self.srpo.alpha, tail_M)
         return {"log_probs": log_prob_N, "divergence": divergence_M, "teacher_entropy": self._teacher_entropy(view)}
 
     def _vocabulary_options(self, words: int, temperature: float) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from torch import Tensor
 # Written once a step by the trainer, [B] each: the route's weights, and the number under which the rank of a routed row keeps
 # its teacher's states (-1 for none).
 POLICY, DISTILL, TEACHER_ROW = "route_policy", "route_distill", "teacher_row"
-# Of a mini-batch, not of its rows: `loss.Totals` as a tuple, and the cap of the rollout correction (None for none).
-TOTALS, IMPORTANCE_CAP = "srpo_totals", "importance_cap"
+# Of a mini-batch, not of its rows: `loss.Totals` as a tuple, and the cap of the rollout correction, or NO_CAP for none.
+TOTALS, IMPORTANCE_CAP, NO_CAP = "srpo_totals", "importance_cap", "none"
 
 
 def jagged(rows: Sequence[Tensor]) -> Tensor:
@@ -25,10 +25,9 @@ def jagged(rows: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The routed rows of a micro-batch or mini-batch. T is its longest response.
+    """The rows of a micro-batch or mini-batch. T is its longest response.
 
-    length_B: response tokens; mask_BT: those of them that count; policy_B, distill_B: the route's weights; teacher_row_B: see
-    TEACHER_ROW.
+    data: verl's fields; length_B: response tokens; mask_BT: those of them that count; policy_B, distill_B: the route's weights.
     """
 
     data: TensorDict

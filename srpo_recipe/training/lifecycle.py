@@ -12,6 +12,7 @@ from srpo_recipe.records.metrics_file import JsonLines
 from srpo_recipe.run import stop
 from srpo_recipe.run.step_log import StepLog
 from srpo_recipe.settings.read import from_plain, old_policy
+from srpo_recipe.training.fields import NO_CAP
 from srpo_recipe.training.watch.trainer_watch import Watchdog
 from srpo_recipe.training.worker import SRPOWorker
 
@@ -23,7 +24,7 @@ class LifecycleTrainer(PPOTrainerSync):
         self.srpo = from_plain(config.srpo)
         self.old_policy = old_policy(config)
         correction = config.algorithm.rollout_correction
-        self.importance_cap = correction.rollout_is_threshold if correction.rollout_is else None
+        self.importance_cap = correction.rollout_is_threshold if correction.rollout_is else NO_CAP
         if self.old_policy == "update":
             # verl would correct old log-probs that are not there yet (trainer_base.py:1765); the update does it (losses.py)
             config.algorithm.rollout_correction = None

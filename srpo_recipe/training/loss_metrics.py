@@ -17,8 +17,15 @@ if TYPE_CHECKING:
 # name -> the count that its mean was taken over
 OVER_DISTILLED = ("distill/divergence", "distill/teacher_entropy", "distill/weight_mean", "distill/weight_square")
 OVER_POLICY = ("policy/clip_fraction", "policy/dual_clip_fraction", "policy/approx_kl")
+OVER_ROUTES = (
+    "distill/token_share",
+    "policy/token_share",
+    "policy/importance",
+    "policy/entropy_of_samples",
+    "policy/rollout_probs_diff",
+)
 LARGEST = ("distill/weight_largest",)
-DISTILL_TOKENS, POLICY_TOKENS = "distill/tokens", "policy/tokens"
+DISTILL_TOKENS, POLICY_TOKENS, TOKENS = "distill/tokens", "policy/tokens", "tokens"
 
 
 def loss_metrics(
@@ -45,6 +52,7 @@ def loss_metrics(
         "policy/importance": mean(importance_BT, policy_BT | distill_BT, totals.tokens),
         DISTILL_TOKENS: mean(ones_BT, distill_BT, 1.0),
         POLICY_TOKENS: mean(ones_BT, policy_BT, 1.0),
+        TOKENS: mean(ones_BT, policy_BT | distill_BT, 1.0),
     }
 
 
@@ -69,7 +77,7 @@ def over_steps(metrics: dict[str, list]) -> dict[str, list]:
     becomes a list of one. A mean over no token at all is left out.
     """
     found = dict(metrics)
-    for names, count in ((OVER_DISTILLED, DISTILL_TOKENS), (OVER_POLICY, POLICY_TOKENS)):
+    for names, count in ((OVER_DISTILLED, DISTILL_TOKENS), (OVER_POLICY, POLICY_TOKENS), (OVER_ROUTES, TOKENS)):
         tokens = found.get(count, [])
         for name in names:
             values = found.pop(name, [])

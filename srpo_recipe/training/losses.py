@@ -14,7 +14,7 @@ from srpo_recipe.method.dw_sdpo import confidence
 from srpo_recipe.method.grpo import clipped_policy_loss
 from srpo_recipe.method.loss import Totals, count_totals, routed_loss
 from srpo_recipe.settings.schema import SRPOConfig
-from srpo_recipe.training.fields import IMPORTANCE_CAP, TOTALS, MicroBatch
+from srpo_recipe.training.fields import IMPORTANCE_CAP, NO_CAP, TOTALS, MicroBatch
 from srpo_recipe.training.loss_metrics import as_verls, loss_metrics, sampled_metrics
 
 
@@ -146,7 +146,9 @@ def _against_rollout(view: MicroBatch, old_log_prob_BT: Tensor) -> tuple[Tensor 
     rollout_BT = view.padded("rollout_log_probs")
     sampled["rollout_probs_diff"] = (old_log_prob_BT.exp() - rollout_BT.exp()).abs()
     cap = tu.get_non_tensor_data(view.data, IMPORTANCE_CAP, None)
-    if cap is None or not view.mask_BT.any():  # verl's function refuses a micro-batch of padding alone
+    if cap is None:
+        raise KeyError(f"the trainer has not said how far the rollout correction goes ({IMPORTANCE_CAP})")
+    if cap == NO_CAP or not view.mask_BT.any():  # verl's function refuses a micro-batch of padding alone
         return None, sampled
     weights_BT, _ = compute_rollout_correction_weights(old_log_prob_BT - rollout_BT, view.mask_BT.long(), "token", cap)
     return weights_BT, sampled

@@ -69,7 +69,13 @@ def settled_order(rows: Mapping[str, Verified], batch: KVBatchMeta) -> list[int]
     the order decides which rows share a mini-batch: a resumed run has to form the same ones.
     """
     found = [rows[key] for key in batch.keys]
-    return sorted(range(len(found)), key=lambda row: (found[row].index, found[row].session, found[row].uid))
+
+    def place(row: int) -> tuple:
+        one = found[row]
+        # two files of data may number their rows alike: the chat tells the prompts apart, and then the response
+        return one.index, one.session, repr(one.chat), one.response.tolist()
+
+    return sorted(range(len(found)), key=place)
 
 
 def in_batch_order(rows: Mapping[str, Verified], batch: KVBatchMeta, filler: int) -> tuple[list[Verified], Rollouts]:

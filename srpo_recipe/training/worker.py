@@ -96,7 +96,9 @@ class SRPOWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def prune(self, folder: str, keep: int | None):
-        """Remove the oldest checkpoints of this machine but `keep`, once the newest is whole."""
+        """Remove the oldest checkpoints but `keep`, once the newest is whole. A machine that does not share the driver's folder
+        keeps its part of all: it cannot tell which are whole.
+        """
         checkpoint.prune(folder, keep)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)

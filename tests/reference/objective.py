@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-TAIL_FLOOR = 2.0**-23  # of the teacher's tail, which is one minus fp32 probabilities: one fp32 epsilon
-STUDENT_FLOOR = np.exp(-80.0)  # of the student's tail, which is summed: as small as fp32 likes
+LEAST = np.exp(-80.0)  # of a tail that is summed: as small as fp32 likes
+TAIL_FLOOR = 2.0**-23  # of the teacher's where it is one minus fp32 probabilities, which is unless alpha is 1: one fp32 epsilon
 
 
 # ------------------------------------------------------------------------------------------ routing
@@ -131,7 +131,8 @@ def divergence(student_logits_V, teacher_logits_V, ids_K, alpha=0.5):
     M = (1 - alpha) S + alpha T; (1 - alpha) KL(S || M) + alpha KL(T || M). The two ends of that family vanish; by
     convention alpha = 0 means KL(T || S) and alpha = 1 means KL(S || T). alpha = 1/2 is the paper's choice.
     """
-    s_N, t_N = bins(student_logits_V, ids_K, STUDENT_FLOOR), bins(teacher_logits_V, ids_K)
+    s_N = bins(student_logits_V, ids_K, LEAST)
+    t_N = bins(teacher_logits_V, ids_K, LEAST if alpha == 1 else TAIL_FLOOR)
     if alpha == 0:
         return _kl(t_N, s_N)
     if alpha == 1:
@@ -295,7 +296,8 @@ def divergence_slope(student_logits_V, teacher_logits_V, ids_K, alpha=0.5):
         d D / d z_v = p_v ( g_b(v) - sum_b s_b g_b ).
     A tail that sits on its floor is a constant, so its g is 0.
     """
-    s_N, t_N = bins(student_logits_V, ids_K, STUDENT_FLOOR), bins(teacher_logits_V, ids_K)
+    s_N = bins(student_logits_V, ids_K, LEAST)
+    t_N = bins(teacher_logits_V, ids_K, LEAST if alpha == 1 else TAIL_FLOOR)
     live_N = s_N > 0
     slope_N = np.zeros(len(s_N))
     if alpha == 0:
@@ -304,7 +306,7 @@ def divergence_slope(student_logits_V, teacher_logits_V, ids_K, alpha=0.5):
         slope_N[live_N] = np.log(s_N[live_N] / t_N[live_N]) + 1.0
     else:
         slope_N[live_N] = (1 - alpha) * np.log(s_N[live_N] / ((1 - alpha) * s_N + alpha * t_N)[live_N])
-    if s_N[-1] <= STUDENT_FLOOR:
+    if s_N[-1] <= LEAST:
         slope_N[-1] = 0.0
     bin_V = np.full(len(student_logits_V), len(ids_K))
     bin_V[ids_K] = np.arange(len(ids_K))
