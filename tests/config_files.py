@@ -55,6 +55,27 @@ def changed(key: str, value, base=BASE):
                 OmegaConf.update(node, first, before)
 
 
+@contextmanager
+def without(key: str, base=BASE):
+    """A composed config that lacks a key, put back afterwards; the whole of an interpolated section above it is taken away."""
+    node, name = composed(*base), key
+    while "." in name:
+        section = node._get_node(name.partition(".")[0], validate_access=False)
+        if not isinstance(section, DictConfig) or section._is_interpolation():
+            break
+        node, name = section, name.partition(".")[2]
+    first = name.partition(".")[0]
+    before = node._get_node(first, validate_access=False)
+    with open_dict(composed(*base)):
+        if before is not None:
+            del node[first]
+        try:
+            yield composed(*base)
+        finally:
+            if before is not None:
+                node[first] = before
+
+
 def leaves(node: dict, prefix: str = ""):
     """(dotted key, raw value) of a config file."""
     for key, value in node.items():

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from config_files import BASE, BENCHMARKS, CONFIG, GROUPS, changed, composed, leaves, raw
+from config_files import BASE, BENCHMARKS, CONFIG, GROUPS, changed, composed, leaves, raw, without
 from hydra import compose, initialize_config_module
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import OmegaConf, open_dict
@@ -19,6 +19,7 @@ from srpo_recipe.settings import rules
 from srpo_recipe.settings.compose import verl_defaults
 from srpo_recipe.settings.describe import describe
 from srpo_recipe.settings.read import from_plain, old_policy, read
+from srpo_recipe.settings.refusals import COUNTS, SECTIONS
 from srpo_recipe.settings.rules import check
 from srpo_recipe.settings.schema import SRPOConfig, TeacherConfig
 
@@ -308,9 +309,11 @@ CONTRADICTIONS = {
     "algorithm.gamma": (0.9, "leave it at 1.0"),
     "actor_rollout_ref.rollout.n": (1, "at least 2"),
     "actor_rollout_ref.actor.ppo_mini_batch_size": (5, "must be a multiple of"),
-    "algorithm.rollout_correction.rollout_is": ("sequence", "must be token"),
+    "actor_rollout_ref.rollout.temperature": (0, "set it to a positive number"),
+    "actor_rollout_ref.actor.ppo_epochs": (0, "set it to a whole number of at least 1"),
+    "algorithm.rollout_correction.rollout_is": ("sequence", "set it to token, or null for none"),
     "algorithm.rollout_correction.rollout_is_threshold": ("2.0_0.5", "0.5_2.0"),
-    "algorithm.rollout_correction.rollout_rs": ("token_k1", "rollout_rs_threshold"),
+    "algorithm.rollout_correction.rollout_rs": ("token_k1", "set it to null"),
     "actor_rollout_ref.rollout.calculate_log_probs": (False, "calculate_log_probs=True"),
     "run.wait_seconds": (-1, "must be a number of seconds"),
     "actor_rollout_ref.actor.checkpoint.load_contents": (["optimizer"], "add model"),
@@ -339,6 +342,51 @@ def test_every_check_is_tried():
         line = [entry.lineno + 1 for entry in error.traceback if str(entry.path) == rules.__file__][-1]
         hit |= {call for call in calls if call[0] <= line <= call[1]}
     assert hit == calls
+
+
+@pytest.mark.parametrize("key", COUNTS)
+@pytest.mark.parametrize("value", [0, -1, 1.5, 8.0, True, "2", None])
+def test_counts_are_whole_and_positive(key, value):
+    with changed(key, value) as config, pytest.raises(ValueError) as error:
+        check(config)
+    assert str(error.value) == f"{key}={'null' if value is None else value}: set it to a whole number of at least 1"
+
+
+@pytest.mark.parametrize("value", [0, 1.5])
+def test_the_optimizer_steps_are_whole_and_positive(value):
+    """Before, 0 ended in a ZeroDivisionError, and 1.5 was taken for 1."""
+    message = f"method.optimizer_steps={value}: set it to a whole number of at least 1"
+    with changed("method.optimizer_steps", value) as config, pytest.raises(ValueError, match=message):
+        check(config)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -1.0, NAN, INF, "1.0", True, None])
+def test_no_temperature(value):
+    """The log-probs of a temperature of 0 are NaN."""
+    key = "actor_rollout_ref.rollout.temperature"
+    with changed(key, value) as config, pytest.raises(ValueError, match=f"{key}=.*: set it to a positive number"):
+        check(config)
+
+
+@pytest.mark.parametrize("key", SECTIONS)
+def test_a_section_that_is_read_is_there(key):
+    mend = SECTIONS[key] and f", and set {SECTIONS[key]} if that is what you mean"
+    message = f"{key} is null or missing, and its settings are read: leave it as in verl's config{mend}"
+    with without(key) as config, pytest.raises(ValueError) as missing:
+        check(config)
+    config = deepcopy(composed(*BASE))
+    OmegaConf.update(config, key, None)
+    with pytest.raises(ValueError) as null:
+        check(config)
+    assert str(missing.value) == str(null.value) == message
+
+
+@pytest.mark.parametrize("asked", ["auto", "pass"])
+def test_the_old_policy_without_a_rollout_correction(asked):
+    """null is verl's way to say none."""
+    message = r"algorithm\.rollout_correction is null .* set algorithm\.rollout_correction\.rollout_is=null"
+    with pytest.raises(ValueError, match=message):
+        old_policy(composed(*BASE, "algorithm.rollout_correction=null", f"srpo.old_policy={asked}"))
 
 
 def test_validation_alone_needs_its_validation():
@@ -375,13 +423,6 @@ NEEDS_PASS = [
     (["method.optimizer_steps=2"], "actor_rollout_ref.actor.ppo_mini_batch_size=16"),
     (["actor_rollout_ref.actor.ppo_mini_batch_size=8"], "actor_rollout_ref.actor.ppo_mini_batch_size=8"),
     (["actor_rollout_ref.actor.ppo_epochs=2"], "actor_rollout_ref.actor.ppo_epochs=2"),
-    (
-        [
-            f"algorithm.rollout_correction.{setting}"
-            for setting in ("rollout_rs=token_k1", "rollout_rs_threshold=0.5_2.0")
-        ],
-        "algorithm.rollout_correction.rollout_rs=token_k1",
-    ),
     (
         ["algorithm.rollout_correction.rollout_is_batch_normalize=true"],
         "algorithm.rollout_correction.rollout_is_batch_normalize=True",

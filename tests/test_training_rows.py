@@ -1,6 +1,7 @@
 """Every row to train or validate on has an index of its own: a rollout's seed comes from it."""
 
 import json
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import pytest
 from srpo_recipe.records.training_rows import require_index
 from srpo_recipe.run.prepare import prepare
 from srpo_recipe.settings.compose import compose_config
-from srpo_recipe.starter import sums
+from srpo_recipe.starter import gym, sums
 
 ROWS = [
     {"prompt": [{"role": "user", "content": f"{n}+0=?"}], "extra_info": {"index": n, "split": "train"}}
@@ -65,6 +66,22 @@ def test_an_index_that_is_no_whole_number_is_refused(tmp_path, suffix, extra):
         require_index(path)
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "json"])
+@pytest.mark.parametrize(
+    "indices, row, first", [([0] * 7, 1, 0), ([5, 1, 2, 3, 4, 6, 5], 6, 0), ([9, 8, 7, 8, 8], 3, 1)]
+)
+def test_an_index_that_stands_twice_is_refused_with_both_rows(tmp_path, suffix, indices, row, first):
+    path, rows = tmp_path / f"rows.{suffix}", [{"extra_info": {"index": index}} for index in indices]
+    if suffix == "parquet":
+        parquet(path, rows, row_group_size=2)
+    else:
+        path.write_text(json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError) as error:
+        require_index(path)
+    problem = f"{path} row {row}: extra_info.index is {indices[row]}, as in row {first}."
+    assert str(error.value).startswith(problem) and "those prompts would share their seeds" in str(error.value)
+
+
 def test_files_that_verl_could_not_read_are_named(tmp_path):
     none, other, broken = tmp_path / "none.parquet", tmp_path / "rows.csv", tmp_path / "broken.parquet"
     other.write_text("a,b")
@@ -75,7 +92,7 @@ def test_files_that_verl_could_not_read_are_named(tmp_path):
         with pytest.raises(ValueError, match=f"{path.name}.*{told}"):
             require_index(path)
     plain = parquet(tmp_path / "plain.parquet", [{"prompt": "x"}])
-    with pytest.raises(ValueError, match=r"row 0: extra_info\.index is missing, as the file has no such column"):
+    with pytest.raises(ValueError, match=r"plain\.parquet row 0: extra_info\.index is missing"):
         require_index(plain)
 
 
@@ -107,6 +124,22 @@ def test_a_run_on_rows_without_an_index_is_refused(config, tmp_path, key, severa
     files = f"[{config().data[key]},{bad}]" if several else bad
     with pytest.raises(ValueError, match=r"bad\.parquet row 5: extra_info\.index is missing"):
         prepare(config(f"data.{key}={files}"))
+
+
+def test_a_run_on_rows_that_share_their_index_is_refused(config, tmp_path):
+    """Before, their prompts were sampled with the same seeds."""
+    bad = parquet(tmp_path / "zeros.parquet", [{**row, "extra_info": {"index": 0}} for row in ROWS])
+    with pytest.raises(ValueError, match=r"zeros\.parquet row 1: extra_info\.index is 0, as in row 0"):
+        prepare(config(f"data.train_files={bad}"))
+
+
+@pytest.mark.parametrize("made", [sums.write_parquet, gym.write_parquet])
+def test_generated_rows_have_an_index_of_their_own_in_each_file(tmp_path, made):
+    if made is gym.write_parquet:
+        pytest.importorskip("reasoning_gym")
+        made = partial(made, dataset="gcd", parameters={})
+    for file in made(out_dir=tmp_path, train_size=40, test_size=10, seed=0).values():
+        require_index(file)
 
 
 def test_embedded_data_are_looked_at_when_they_are_written(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 import verl.trainer.config
 import verl.workers.config
-from config_files import BASE, changed, composed, leaves
+from config_files import BASE, changed, composed, leaves, without
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
@@ -18,9 +18,7 @@ ROWS = [*REFUSALS, *TEACHER_REFUSALS]
 # What reaches the loss, the optimiser step, the teacher or the samples, and works as in verl.
 HONOURED = {
     "algorithm": "norm_adv_by_std_in_grpo",
-    "algorithm.rollout_correction": (
-        "rollout_is rollout_is_threshold rollout_is_batch_normalize rollout_rs rollout_rs_threshold"
-    ),
+    "algorithm.rollout_correction": ("rollout_is rollout_is_threshold rollout_is_batch_normalize"),
     ACTOR: (
         "clip_ratio_low clip_ratio_high clip_ratio_c ppo_mini_batch_size ppo_epochs shuffle data_loader_seed "
         "use_dynamic_bsz ppo_max_token_len_per_gpu ppo_micro_batch_size_per_gpu optim"
@@ -64,7 +62,7 @@ WITHOUT_EFFECT_ON_THE_LOSS = {
     f"{ACTOR}.checkpoint": "strict save_lora_only",
     REF: (
         "profiler entropy_from_logits_with_chunking entropy_from_logits_chunk_size entropy_checkpointing "
-        "log_prob_use_dynamic_bsz log_prob_max_token_len_per_gpu log_prob_micro_batch_size_per_gpu"
+        "log_prob_max_token_len_per_gpu"
     ),
     **{
         f"{part}.fsdp_config": (
@@ -116,6 +114,7 @@ DATACLASSES = {
     f"{REF}.fsdp_config": verl.workers.config.FSDPEngineConfig,
     MODEL: verl.workers.config.HFModelConfig,
     ROLLOUT: verl.workers.config.RolloutConfig,
+    f"{ROLLOUT}.agent": verl.workers.config.AgentLoopConfig,
     f"{ROLLOUT}.val_kwargs": verl.workers.config.SamplingConfig,
 }
 
@@ -176,7 +175,7 @@ def test_no_entry_outlives_verls_key():
     gone = {entry for entry in entries if not any(f"{key}.".startswith(f"{entry}.") for key in keys)}
     # dictionaries that are empty in verl's config, a key that verl asks for without listing it, and keys below interpolations
     free = {"data.apply_chat_template_kwargs", "data.mm_processor_kwargs", "trainer.v1.sampler.sampler_kwargs"}
-    unlisted = {"trainer.v1.sync.parameter_sync_step", f"{ROLLOUT}.mtp.enable", f"{ROLLOUT}.qat.enable"}
+    unlisted = {row.key for row in ROWS if row.may_be_absent} | {f"{ROLLOUT}.mtp.enable", f"{ROLLOUT}.qat.enable"}
     assert gone == free | unlisted
 
 
@@ -215,6 +214,21 @@ def test_each_row_refuses_its_key_with_the_mend(row):
 def test_each_wanted_value_passes(row, value):
     with changed(row.key, value) as config:
         assert check(config)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.key)
+def test_each_row_asks_that_its_key_is_there(row):
+    """Without it verl's dataclasses give another value than verl's YAML: policy_loss.loss_mode vanilla, forward_only False."""
+    with without(row.key) as config:
+        if row.may_be_absent:
+            assert check(config) and OmegaConf.select(verl_defaults(), row.key) is None
+            return
+        with pytest.raises(ValueError) as error:
+            check(config)
+    wanted = row.wanted[0]
+    mend = OmegaConf.select(composed(*BASE), wanted) if isinstance(wanted, Key) else wanted
+    mend = "null" if mend is None else mend
+    assert str(error.value) == f"{row.key} is missing: set it to {mend} ({row.why})"
 
 
 @pytest.mark.parametrize("row", TEACHER_REFUSALS, ids=lambda row: row.key)
@@ -269,6 +283,27 @@ WALKED_AROUND = {
     "+algorithm.gdpo_reward_keys=[acc]": ["algorithm.gdpo_reward_keys=['acc']", "leave it out"],
     f"{ACTOR}.clip_ratio=0.3": [f"{ACTOR}.clip_ratio=0.3", "leave it at 0.2", "clip_ratio_low"],
     "custom_reward_function.path=reward.py": ["custom_reward_function.path", "set reward.custom_reward_function"],
+    f"{REF}.log_prob_use_dynamic_bsz=false": [f"{REF}.log_prob_use_dynamic_bsz=False", "set it to True"],
+    f"{REF}.log_prob_micro_batch_size_per_gpu=2": ["has no effect", f"set {REF}.log_prob_max_token_len_per_gpu if"],
+    f"{REF}.log_prob_micro_batch_size=2": ["has no effect", f"set {REF}.log_prob_max_token_len_per_gpu if"],
+    f"+{ROLLOUT}.engine_kwargs.vllm.logprobs_mode=raw_logprobs": [
+        "vllm.logprobs_mode=raw_logprobs",
+        "set it to processed",
+    ],
+    f"+{ROLLOUT}.engine_kwargs.vllm={{logprobs-mode:raw_logprobs}}": ["vllm.logprobs-mode=raw", "set it to processed"],
+    "algorithm.rollout_correction.rollout_rs=token_k1": ["rollout_rs=token_k1", "set it to null"],
+    "algorithm.rollout_correction.rollout_rs_threshold=2": ["rollout_rs_threshold=2 has no effect", "leave it at null"],
+    "~algorithm.rollout_correction.rollout_is": ["rollout_correction.rollout_is is missing", "set it to token"],
+    f"{REF}=null": [f"{REF} is null or missing", "set method=grpo"],
+    "algorithm.rollout_correction=null": ["set algorithm.rollout_correction.rollout_is=null"],
+    f"~{ACTOR}.policy_loss": [f"{ACTOR}.policy_loss.loss_mode is missing", "set it to srpo"],
+    f"~{ACTOR}.policy_loss.loss_mode": [f"{ACTOR}.policy_loss.loss_mode is missing", "set it to srpo"],
+    f"~{REF}.fsdp_config.forward_only": [f"{REF}.fsdp_config.forward_only is missing", "set it to True"],
+    f"{ACTOR}.ppo_mini_batch_size=0": [f"{ACTOR}.ppo_mini_batch_size=0", "a whole number of at least 1"],
+    "data.train_batch_size=0": ["data.train_batch_size=0", "a whole number of at least 1"],
+    f"{ROLLOUT}.n=8.5": [f"{ROLLOUT}.n=8.5", "a whole number of at least 1"],
+    f"{ROLLOUT}.agent.agent_loop_manager_class=null": ["agent_loop_manager_class=null", "group_manager.GroupManager"],
+    f"~{ROLLOUT}.agent.agent_loop_manager_class": ["manager_class is missing", "group_manager.GroupManager"],
     "model_engine=megatron": ["model_engine=megatron", "set it to dp"],
 }
 
@@ -278,6 +313,12 @@ def test_no_way_around(override):
     with pytest.raises(ValueError) as error:
         check(compose_config([override]))
     assert all(part in str(error.value) for part in WALKED_AROUND[override])
+
+
+def test_the_actor_may_take_rows_where_the_teacher_takes_tokens():
+    """verl's own default would give the teacher what the actor has."""
+    config = compose_config([f"{ACTOR}.use_dynamic_bsz=false", f"{ACTOR}.ppo_micro_batch_size_per_gpu=4"])
+    assert check(config) and OmegaConf.select(config, f"{REF}.log_prob_use_dynamic_bsz") is True
 
 
 def test_the_teacher_is_sharded_as_the_actor_is():

@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from srpo_recipe.settings.refusals import CORRECTION, SECTIONS
 from srpo_recipe.settings.schema import SRPOConfig, TeacherConfig
 from srpo_recipe.verify.settings import ShapingConfig, VerifierConfig, require
 
@@ -31,8 +32,20 @@ def from_plain(section: Any) -> SRPOConfig:
     return settings
 
 
+def section_of(config: DictConfig, key: str) -> DictConfig:
+    """A section of refusals.SECTIONS. Raises ValueError, with the mend, where it is null or missing."""
+    found, instead = OmegaConf.select(config, key), SECTIONS[key]
+    mend = "leave it as in verl's config" + (f", and set {instead} if that is what you mean" if instead else "")
+    require(isinstance(found, DictConfig), f"{key} is null or missing, and its settings are read: {mend}")
+    return found
+
+
 def old_policy(config: DictConfig) -> str:
-    """Where the old policy's log-probs come from: "update" (the update's own forward pass) or "pass" (one before it)."""
+    """Where the old policy's log-probs come from: "update" (the update's own forward pass) or "pass" (one before it).
+
+    Raises ValueError, with the mend, for a config without algorithm.rollout_correction.
+    """
+    section_of(config, CORRECTION)
     if config.srpo.old_policy != "auto":
         return config.srpo.old_policy
     return "update" if needs_pass(config) is None else "pass"
@@ -40,13 +53,12 @@ def old_policy(config: DictConfig) -> str:
 
 def needs_pass(config: DictConfig) -> tuple[str, Any, Any] | None:
     """The first setting that needs the old policy before the update: its key, its value, the value that would not need it."""
-    actor, correction = config.actor_rollout_ref.actor, config.algorithm.rollout_correction
+    actor, correction = config.actor_rollout_ref.actor, section_of(config, CORRECTION)
     needs: tuple[tuple[str, Any, Any], ...] = (
         # a second optimiser step starts from another policy than the one that sampled
         ("actor_rollout_ref.actor.ppo_mini_batch_size", actor.ppo_mini_batch_size, config.data.train_batch_size),
         ("actor_rollout_ref.actor.ppo_epochs", actor.ppo_epochs, 1),
-        # both look at the log-probs of the whole batch, and an update sees one micro-batch at a time
-        ("algorithm.rollout_correction.rollout_rs", correction.rollout_rs, None),
+        # its mean runs over the whole batch, and an update sees one micro-batch at a time
         ("algorithm.rollout_correction.rollout_is_batch_normalize", correction.rollout_is_batch_normalize, False),
     )
     return next((need for need in needs if need[1] != need[2]), None)

@@ -15,6 +15,7 @@ FULL_WEIGHTS = "the EMA teacher averages full weights"
 SKIPS = "verl's synchronous trainer reads skip.rollout_tq"
 LOGITS = "the loss reads the logits, and these kernels make none"
 QUANTISED = "the EMA teacher would average weights that the student does not compute with"
+SAMPLED = "the rollout correction compares with what was sampled from"
 CRITIC = "the advantage is the reward minus its group's mean"
 
 
@@ -23,18 +24,46 @@ class Key(str):
 
 
 class Refusal(NamedTuple):
-    """A key, the values that it may have (the first is offered as the mend), and why no other. A key that is absent passes."""
+    """A key, the values that it may have (the first is offered as the mend), and why no other.
+
+    An absent key is refused too: the default of verl's dataclasses is often another than that of verl's YAML. may_be_absent:
+    the YAML does not have the key, and without it the run is as wanted.
+    """
 
     key: str
     wanted: tuple[Any, ...]
     why: str
+    may_be_absent: bool = False
+
+
+# Sections that are read, with what does the thing for which one would set them to null.
+SECTIONS = {
+    **dict.fromkeys(("algorithm", "data", "reward", "trainer", ACTOR, ROLLOUT, MODEL), ""),
+    CORRECTION: f"{CORRECTION}.rollout_is=null",
+    REF: "method=grpo, which has no teacher",
+}
+
+# Whole numbers of at least 1.
+COUNTS = (
+    "data.train_batch_size",
+    "data.max_prompt_length",
+    "data.max_response_length",
+    f"{ACTOR}.ppo_mini_batch_size",
+    f"{ACTOR}.ppo_epochs",
+    f"{ROLLOUT}.n",
+    f"{ROLLOUT}.val_kwargs.n",
+    f"{ROLLOUT}.agent.num_workers",
+    "reward.num_workers",
+    "trainer.nnodes",
+    "trainer.n_gpus_per_node",
+)
 
 
 REFUSALS = (
     Refusal("model_engine", ("dp",), "teacher and student are verl's FSDP engines"),
     Refusal("trainer.use_v1", (True,), "the method is a trainer of the kind that verl calls v1"),
     Refusal("trainer.v1.trainer_mode", ("srpo",), "it is the trainer that routes"),
-    Refusal("trainer.v1.sync.parameter_sync_step", (1,), "a batch is routed as a whole"),
+    Refusal("trainer.v1.sync.parameter_sync_step", (1,), "a batch is routed as a whole", may_be_absent=True),
     Refusal(
         "trainer.critic_warmup", (0,), "there is no critic to wait for, and steps without an update would be counted"
     ),
@@ -43,6 +72,7 @@ REFUSALS = (
     Refusal("algorithm.use_kl_in_reward", (False,), "the method has no KL term"),
     Refusal("algorithm.filter_groups.enable", (False,), "the routes need the groups that it would drop"),
     Refusal(f"{CORRECTION}.bypass_mode", (False,), "it takes the rollout engine's log-probs; choose srpo.old_policy"),
+    Refusal(f"{CORRECTION}.rollout_rs", (None,), "the method with rollouts rejected is not tried here"),
     Refusal(
         "distillation.enabled",
         (False,),
@@ -81,10 +111,16 @@ REFUSALS = (
     Refusal(f"{ROLLOUT}.mtp.enable", (False,), "the loss has no part for heads that predict several tokens"),
     Refusal(f"{ROLLOUT}.qat.enable", (False,), QUANTISED),
     Refusal(f"{ROLLOUT}.do_sample", (True,), "verl samples all the same; choose a temperature"),
+    Refusal(f"{ROLLOUT}.logprobs_mode", ("processed_logprobs",), SAMPLED),
+    *(
+        # verl's arguments for vLLM, and these after them; vLLM takes either spelling, and the last one
+        Refusal(f"{ROLLOUT}.engine_kwargs.vllm.{name}", ("processed_logprobs", None), SAMPLED, may_be_absent=True)
+        for name in ("logprobs_mode", "logprobs-mode")
+    ),
     Refusal(
-        f"{ROLLOUT}.logprobs_mode",
-        ("processed_logprobs",),
-        "the rollout correction compares with what was sampled from",
+        f"{ROLLOUT}.agent.agent_loop_manager_class",
+        ("srpo_recipe.training.group_manager.GroupManager",),
+        "its workers seed every rollout, count rewards that are not finite, and can validate greedily",
     ),
     Refusal(f"{ROLLOUT}.enable_rollout_routing_replay", (False,), "the teacher would not follow the recorded experts"),
     Refusal(f"{ROLLOUT}.log_prob_use_dynamic_bsz", (Key(f"{ACTOR}.use_dynamic_bsz"),), "verl wants them alike"),
@@ -107,6 +143,11 @@ TEACHER_REFUSALS = (
     Refusal(f"{REF}.pad_to_length", (False,), PADS),
     Refusal(f"{REF}.fsdp_config.pad_to_length", (False,), PADS),
     Refusal(f"{REF}.fsdp_config.qat.enable", (False,), QUANTISED),
+    Refusal(
+        f"{REF}.log_prob_use_dynamic_bsz",
+        (True,),
+        f"the teacher's pass takes so many tokens at a time as {REF}.log_prob_max_token_len_per_gpu says",
+    ),
     Refusal(f"{REF}.rollout_n", (Key(f"{ROLLOUT}.n"),), "they are the same number"),
 )
 
@@ -123,6 +164,7 @@ UNREAD = {
     "algorithm.gdpo_reward_keys": "",
     "algorithm.gdpo_reward_weights": "",
     f"{CORRECTION}.loss_type": "",
+    f"{CORRECTION}.rollout_rs_threshold": "",
     "trainer.v1.colocate_async": "",
     "trainer.v1.separate_async": "",
     "trainer.v1.sampler.max_off_policy_threshold": "",
@@ -165,7 +207,8 @@ UNREAD = {
         }.items()
     },
     f"{REF}.use_torch_compile": f"{REF}.fsdp_config.use_torch_compile",
-    f"{REF}.log_prob_micro_batch_size": f"{REF}.log_prob_micro_batch_size_per_gpu",
+    f"{REF}.log_prob_micro_batch_size": f"{REF}.log_prob_max_token_len_per_gpu",
+    f"{REF}.log_prob_micro_batch_size_per_gpu": f"{REF}.log_prob_max_token_len_per_gpu",
     f"{MODEL}.tiled_mlp": "",
     f"{ROLLOUT}.log_prob_micro_batch_size": f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu",
     f"{ROLLOUT}.nnodes": "trainer.nnodes",

@@ -1,14 +1,25 @@
 """Refuses settings that verl would run, but not as the method says: what `check` lets through runs as it reads."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from srpo_recipe.settings.compose import verl_defaults
-from srpo_recipe.settings.read import needs_pass, read
-from srpo_recipe.settings.refusals import CORRECTION, REFUSALS, ROLLOUT, TEACHER_REFUSALS, UNREAD, Key, Refusal
-from srpo_recipe.settings.schema import SRPOConfig
+from srpo_recipe.settings.read import needs_pass, read, section_of
+from srpo_recipe.settings.refusals import (
+    CORRECTION,
+    COUNTS,
+    REFUSALS,
+    ROLLOUT,
+    SECTIONS,
+    TEACHER_REFUSALS,
+    UNREAD,
+    Key,
+    Refusal,
+)
+from srpo_recipe.settings.schema import SRPOConfig, is_count
 from srpo_recipe.settings.wire import check as check_verifier
 from srpo_recipe.verify.settings import require
 
@@ -17,6 +28,9 @@ ABSENT = object()
 
 def check(config: DictConfig) -> SRPOConfig:
     """The typed settings. Raises ValueError, with key and mend, for what the method cannot do, or would not do as written."""
+    for key in SECTIONS:
+        section_of(config, key)
+    check_counts(config)
     check_table(config, REFUSALS)
     settings = read(config)
     if settings.needs_teacher:
@@ -24,19 +38,27 @@ def check(config: DictConfig) -> SRPOConfig:
     check_unread(config, UNREAD)
     check_verifier(config, settings.verifier)
     check_batch(config)
+    check_temperature(config)
     check_old_policy(config)
     check_correction(config)
     check_run(config)
     return settings
 
 
+def check_counts(config: DictConfig) -> None:
+    for key in COUNTS:
+        value = OmegaConf.select(config, key, default=ABSENT)
+        require(is_count(value), f"{_said(key, value)}: set it to a whole number of at least 1")
+
+
 def check_table(config: DictConfig, rows: Iterable[Refusal]) -> None:
-    for key, values, why in rows:
+    for key, values, why, may_be_absent in rows:
         value = OmegaConf.select(config, key, default=ABSENT)
         wanted = [OmegaConf.select(config, one) if isinstance(one, Key) else one for one in values]
+        said = _said(key, value) + ("" if value is ABSENT else " is not supported")
         require(
-            value is ABSENT or value in wanted,
-            f"{key}={_shown(value)} is not supported: set it to {_shown(wanted[0])} ({why})",
+            value in wanted or (value is ABSENT and may_be_absent),
+            f"{said}: set it to {_shown(wanted[0])} ({why})",
         )
 
 
@@ -61,6 +83,15 @@ def check_batch(config: DictConfig) -> None:
     )
 
 
+def check_temperature(config: DictConfig) -> None:
+    key = f"{ROLLOUT}.temperature"
+    value = OmegaConf.select(config, key, default=ABSENT)
+    require(
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf,
+        f"{_said(key, value)}: set it to a positive number, by which the logits are divided",
+    )
+
+
 def check_old_policy(config: DictConfig) -> None:
     need = needs_pass(config)
     if config.srpo.old_policy == "update" and need is not None:
@@ -74,18 +105,17 @@ def check_old_policy(config: DictConfig) -> None:
 def check_correction(config: DictConfig) -> None:
     """verl's rollout correction, whose own errors come in the first step."""
     correction = config.algorithm.rollout_correction
-    level, threshold, rejection = correction.rollout_is, correction.rollout_is_threshold, correction.rollout_rs
-    require(level in ("token", None), f"{CORRECTION}.rollout_is={level} must be token, or null for none")
+    level, threshold = (
+        OmegaConf.select(correction, name, default=ABSENT) for name in ("rollout_is", "rollout_is_threshold")
+    )
+    require(level in ("token", None), f"{_said(f'{CORRECTION}.rollout_is', level)}: set it to token, or null for none")
     require(
         level is None or _is_threshold(threshold),
-        f"{CORRECTION}.rollout_is_threshold={threshold} must be a positive number, or two with _ between: 0.5_2.0",
+        f"{_said(f'{CORRECTION}.rollout_is_threshold', threshold)}: set it to a positive number, or to two with _ between: "
+        "0.5_2.0",
     )
     require(
-        rejection is None or correction.rollout_rs_threshold is not None,
-        f"{CORRECTION}.rollout_rs={rejection} needs {CORRECTION}.rollout_rs_threshold",
-    )
-    require(
-        (level is None and rejection is None) or config.actor_rollout_ref.rollout.calculate_log_probs,
+        level is None or config.actor_rollout_ref.rollout.calculate_log_probs,
         f"the rollout correction needs {ROLLOUT}.calculate_log_probs=True",
     )
 
@@ -122,6 +152,10 @@ def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(OmegaConf.select(node, name), f"{key}.{name}")
     elif node is not ABSENT:
         yield key, node
+
+
+def _said(key: str, value: Any) -> str:
+    return f"{key} is missing" if value is ABSENT else f"{key}={_shown(value)}"
 
 
 def _shown(value: Any) -> str:

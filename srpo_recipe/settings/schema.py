@@ -7,6 +7,7 @@ while the command line is parsed; `rules.check` refuses what a type cannot say, 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -119,8 +120,15 @@ class SRPOConfig:
 ConfigStore.instance().store(group="srpo", name="schema", node=SRPOConfig)
 
 
-def _divide(dividend: int, divisor: int) -> int:
-    quotient, rest = divmod(int(dividend), int(divisor))
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _divide(dividend: Any, divisor: Any) -> int:
+    for key, value in (("data.train_batch_size", dividend), ("method.optimizer_steps", divisor)):
+        require(is_count(value), f"{key}={value}: set it to a whole number of at least 1")
+    quotient, rest = divmod(dividend, divisor)
     require(rest == 0, f"data.train_batch_size={dividend} must be a multiple of method.optimizer_steps={divisor}")
     return quotient
 
