@@ -386,7 +386,7 @@ def data_overrides(folder: Path, rows: list[dict]) -> list[str]:
 
 
 def test_data_that_training_can_read(tmp_path):
-    answer = finding("data", *data_overrides(tmp_path, [ROW] * 8))
+    answer = finding("data", *data_overrides(tmp_path, [ROW | {"extra_info": {"index": n}} for n in range(8)]))
     assert answer.status == PASS and answer.found == "8 rows to train on, 8 to validate"
 
 
@@ -408,7 +408,7 @@ def test_data_without_what_training_reads(tmp_path, row, found):
 
 
 def test_data_that_is_missing_or_cut_off_or_too_little(tmp_path):
-    overrides = data_overrides(tmp_path, [ROW] * 4)
+    overrides = data_overrides(tmp_path, [ROW | {"extra_info": {"index": n}} for n in range(4)])
     fails("data", *overrides, found="4 rows to train on", mend="data.train_batch_size=4")
     file = tmp_path / "rows.parquet"
     os.truncate(file, file.stat().st_size // 2)
