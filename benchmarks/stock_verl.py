@@ -15,7 +15,6 @@ from srpo_recipe.run.prepare import prepare
 STOCK = [
     "trainer.v1.trainer_mode=sync",
     "algorithm.adv_estimator=grpo",
-    "algorithm.rollout_correction.bypass_mode=false",
     "actor_rollout_ref.actor.policy_loss.loss_mode=vanilla",
     "actor_rollout_ref.rollout.agent.default_agent_loop=single_turn_agent",
     "actor_rollout_ref.rollout.agent.agent_loop_manager_class=null",
@@ -28,6 +27,8 @@ def main(config: DictConfig) -> None:
     from verl.utils.device import auto_set_device
 
     prepare(config)
+    # verl's own agent loops: ours have their names
+    config.actor_rollout_ref.rollout.agent.agent_loop_config_path = None
     auto_set_device(config)
     run_ppo(config, task_runner_class=TaskRunnerV1)
 

@@ -25,7 +25,10 @@ def main(config: DictConfig) -> None:
     except ValueError as error:
         sys.exit(f"Configuration error: {error}")
     print_table(describe(config, settings))
-    prepare(config)
+    try:
+        prepare(config)
+    except ValueError as error:
+        sys.exit(f"Data error: {error}")
     try:
         cluster.join(config)
     except TimeoutError as error:

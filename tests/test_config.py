@@ -389,12 +389,21 @@ def test_the_old_policy_without_a_rollout_correction(asked):
         old_policy(composed(*BASE, "algorithm.rollout_correction=null", f"srpo.old_policy={asked}"))
 
 
+@pytest.mark.parametrize("key, value", [("do_sample", False), ("temperature", 0)])
+def test_greedy_validation_asks_each_question_once(key, value):
+    section = "actor_rollout_ref.rollout.val_kwargs"
+    with changed(f"{section}.{key}", value) as config:
+        with pytest.raises(ValueError, match="val_kwargs.n=.* greedy answers .* set it to 1"):
+            check(config)
+        with changed(f"{section}.n", 1) as config:
+            assert check(config)
+
+
 def test_validation_alone_needs_its_validation():
     """verl asks for val_only where it has validated before training, and goes on to train otherwise."""
-    with changed("trainer.val_only", True) as config, open_dict(config):
+    with changed("trainer.val_only", True) as config:
         assert check(config)
-        config.trainer.val_before_train = False
-        with pytest.raises(ValueError, match="set trainer.val_before_train=true"):
+        with changed("trainer.val_before_train", False) as config, pytest.raises(ValueError, match="before_train=true"):
             check(config)
 
 

@@ -90,6 +90,12 @@ def check_temperature(config: DictConfig) -> None:
         isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf,
         f"{_said(key, value)}: set it to a positive number, by which the logits are divided",
     )
+    validation = config.actor_rollout_ref.rollout.val_kwargs
+    if validation.n > 1 and (not validation.do_sample or validation.temperature == 0):
+        raise ValueError(
+            f"{ROLLOUT}.val_kwargs.n={validation.n} greedy answers to a question are one and the same: set it to 1, or sample "
+            "with do_sample=true and a temperature"
+        )
 
 
 def check_old_policy(config: DictConfig) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from srpo_recipe.verify.adversarial import GARBAGE
 
 MODES = ("strict", "published")
-FAILURES = ("timeout", "crash")
+FAILURES = ("timeout", "crash", "not_finite")
 
 
 @dataclass(frozen=True)
