@@ -85,7 +85,7 @@ def nodes(tmp_path_factory):
 def wait(address: str, nodes: int, gpus: int, timeout: float) -> str:
     """What cluster.wait prints, or the text of its error, from a process of its own (Ray reads its variables once)."""
     code = f"cluster.wait({address!r}, {nodes}, {gpus}, {timeout}, [{HEAD!r}, {OTHER!r}])"
-    code = f"from srpo_recipe import cluster\ntry: {code}\nexcept TimeoutError as error: print(error)"
+    code = f"from srpo_recipe.run import cluster\ntry: {code}\nexcept TimeoutError as error: print(error)"
     variables = {**environment(), "RAY_AUTH_MODE": "token"}
     result = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
