@@ -45,8 +45,8 @@ def composed(folder: Path, workers: int, time_limit: float) -> DictConfig:
     """A training run's configuration with the verifier math, prepared by the entry point's own code."""
     overrides = [
         "task=parquet",
-        "data.train_files=none",
-        "data.val_files=none",
+        "data.train_files=[]",
+        "data.val_files=[]",
         f"run.root={folder}",
         "run.name=run",
         "srpo.verifier.name=math",
