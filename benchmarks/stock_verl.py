@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 import srpo_recipe.settings.schema  # noqa: F401  (registers the schema of the section srpo)
 from srpo_recipe.run.prepare import prepare
 
-# what the recipe sets and stock verl has otherwise
+# What the recipe sets and stock verl has otherwise. The agent loop is verl's with the recipe's record of the chat: the rollouts are
+# made once and replayed by all, and the self-teacher needs that record.
 STOCK = [
     "trainer.v1.trainer_mode=sync",
     "algorithm.adv_estimator=grpo",
@@ -27,8 +28,6 @@ def main(config: DictConfig) -> None:
     from verl.utils.device import auto_set_device
 
     prepare(config)
-    # verl's own agent loops: ours have their names
-    config.actor_rollout_ref.rollout.agent.agent_loop_config_path = None
     auto_set_device(config)
     run_ppo(config, task_runner_class=TaskRunnerV1)
 
