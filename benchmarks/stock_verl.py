@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 import srpo_recipe.settings.schema  # noqa: F401  (registers the schema of the section srpo)
 from srpo_recipe.run.prepare import prepare
 
-# What the recipe sets and stock verl has otherwise. The agent loop is verl's with the recipe's record of the chat: the rollouts are
-# made once and replayed by all, and the self-teacher needs that record.
+# What the recipe sets and stock verl has otherwise. The agent loop is verl's with the recipe's record of the chat: rollouts
+# are made once and replayed by all, and the self-teacher needs that record.
 STOCK = [
     "trainer.v1.trainer_mode=sync",
     "algorithm.adv_estimator=grpo",
