@@ -1,8 +1,8 @@
-"""verl's own GRPO, on the configuration that SRPO is run with: its trainer, agent loop, estimator and loss as released.
+"""verl's own GRPO, on the configuration that SRPO is run with: its trainer, estimator and loss as released.
 
     python benchmarks/stock_verl.py [Hydra overrides]
 
-Ours are only the configuration (`config/`) and, on a machine without an accelerator, the platform (`srpo_recipe/cpu`).
+Ours are the configuration (`config/`), the agent loop's record of the chat and, on a machine without an accelerator, the platform (`srpo_recipe/cpu`).
 """
 
 import hydra
