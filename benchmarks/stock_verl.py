@@ -2,7 +2,8 @@
 
     python benchmarks/stock_verl.py [Hydra overrides]
 
-Ours are the configuration (`config/`), the agent loop's record of the chat and, on a machine without an accelerator, the platform (`srpo_recipe/cpu`).
+Ours are the configuration (`config/`), the agent loop's record of the chat and, on a machine without an
+accelerator, the platform (`srpo_recipe/cpu`).
 """
 
 import hydra
