@@ -25,6 +25,7 @@ from srpo_recipe.settings.schema import TeacherConfig
 from srpo_recipe.training.engine import MODEL_TYPE
 from srpo_recipe.training.loss_metrics import DISTILL_TOKENS, LARGEST, OVER_DISTILLED, OVER_POLICY, OVER_ROUTES, TOKENS
 from srpo_recipe.training.losses import update_loss
+from srpo_recipe.training.seen import SeenTokens
 
 RATE = 0.05
 SPLITS = {"one": ROWS, "four": ROWS // 4, "row": 1}  # rows a micro-batch on one rank; a rank of two has half of them
@@ -85,7 +86,7 @@ class Run:
         self.rows = make_rows(self.model)
         share = ROWS // self.world
         self.mine = list(range(dist.get_rank() * share, (dist.get_rank() + 1) * share))
-        self.found = {name: {} for name in ("loss", "gradient", "metrics", "logits_made", "micro_batches", "means")}
+        self.found = {name: {} for name in ("loss", "gradient", "metrics", "logits_made", "micro_batches", "means", "seen")}
         self.found["response_tokens"] = sum(len(row["responses"]) for row in self.rows)
 
     def engine(self, engine_config):
@@ -123,9 +124,11 @@ class Run:
         size = max(1, SPLITS[split] // self.world)
         batch = make_batch(self.rows, case, self.mine, "update", micro_batch_size_per_gpu=size, **options)
         self.logits_made.clear()
+        seen = SeenTokens(self.teacher.states)
         with engine.train_mode():
             engine.optimizer_zero_grad()
-            output = engine.forward_backward_batch(batch, partial(update_loss, self.actor_config, CASES[case]))
+            loss_function = partial(update_loss, self.actor_config, CASES[case], seen=seen)
+            output = engine.forward_backward_batch(batch, loss_function)
             self.found["gradient"][name] = gradients(engine.module)
         made = torch.tensor(sum(self.logits_made))
         dist.all_reduce(made)
@@ -141,6 +144,10 @@ class Run:
             if key not in SAMPLED or case == "update"
         }
         self.found["micro_batches"][name] = len(output["loss"])
+        of_ranks: list = [None] * self.world
+        dist.all_gather_object(of_ranks, seen.take())
+        self.found["seen"][name] = {row: tokens for of_rank in of_ranks for row, tokens in of_rank.items()}
+        assert not seen.rows
 
     def reference(self, case: str, name: str = "plain") -> None:
         self.model.zero_grad()
@@ -148,6 +155,7 @@ class Run:
         if plain.loss.requires_grad:
             plain.loss.backward()
         self.found["loss"][case, name], self.found["means"][case, name] = float(plain.loss), plain.means
+        self.found["seen"][case, name] = plain.tokens
         self.found["gradient"][case, name] = {
             parameter: p.grad.clone() for parameter, p in self.model.named_parameters() if p.grad is not None
         }

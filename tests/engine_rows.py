@@ -21,6 +21,7 @@ from srpo_recipe.training.engine import PASS
 ROWS, VOCABULARY, TOP_K, TEMPERATURE, CAP = 16, 100, 8, 0.8, 2.0
 CLIP = (0.2, 0.28, 3.0)
 HINT = torch.arange(4, 11)  # what the teacher's prompt has before the student's
+SEEN_ROWS, SEEN_WORDS = (0, 2, 4, 13), 5  # whose tokens are wanted; the second is on the GRPO route of "srpo"
 MASKED_ROW = 3  # on the distillation route of "srpo", and all of its response is masked
 
 # name -> settings; the routes of the rows follow in `routes`
@@ -105,6 +106,7 @@ def make_batch(rows: list[dict], case: str, numbers: list[int], stage: str, **op
     columns["loss_mask"] = columns["response_mask"]
     columns |= {fields.POLICY: policy_B, fields.DISTILL: distill_B}
     columns[fields.TEACHER_ROW] = torch.where(distill_B > 0, 7 * torch.tensor(numbers) + 100, -1)
+    columns[fields.SEEN] = torch.tensor([number if number in SEEN_ROWS else -1 for number in numbers])
     data = TensorDict(columns, batch_size=len(numbers))
     tu.assign_non_tensor(
         data,
@@ -118,10 +120,11 @@ def make_batch(rows: list[dict], case: str, numbers: list[int], stage: str, **op
 
 @dataclass
 class Plain:
-    """The objective on the whole mini-batch: loss, and the means that the log shows of it."""
+    """The objective on the whole mini-batch: loss, the means that the log shows of it, and its rows token by token."""
 
     loss: Tensor
     means: dict[str, float]
+    tokens: dict[int, dict[str, Tensor]]
 
 
 def plain_objective(model, teacher, rows: list[dict], case: str) -> Plain:
@@ -170,7 +173,29 @@ def plain_objective(model, teacher, rows: list[dict], case: str) -> Plain:
         "distill/weight_largest": float(found.max()) if found.numel() else 0.0,
         "distill/tokens": float(found.numel()),
     }
-    return Plain(total / max(denominator, 1), means)
+    tokens = {row: _seen(weights[row], rows[row]) for row in SEEN_ROWS}
+    return Plain(total / max(denominator, 1), means, tokens)
+
+
+def _seen(part: dict[str, Tensor], row: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What training/seen.py should have of a row that is on the distillation route; of another one it has the first four."""
+    student, teacher = (part[name].topk(SEEN_WORDS, dim=-1) for name in ("student_RV", "teacher_RV"))
+    own = row["responses"].unsqueeze(-1)
+    found = {
+        "log_prob": part["student_RV"].gather(-1, own).squeeze(-1),
+        "advantage": row["advantages"],
+        "counted": row["response_mask"].bool(),
+        "sampler_log_prob": row["rollout_log_probs"],
+        "teacher_log_prob": part["teacher_RV"].gather(-1, own).squeeze(-1),
+        "teacher_entropy": part["entropy"],
+        "weight": part["weight"],
+        "divergence": part["l_sdpo"],
+        "student_ids": student.indices,
+        "student_word_log_probs": student.values,
+        "teacher_ids": teacher.indices,
+        "teacher_word_log_probs": teacher.values,
+    }
+    return {name: values.detach() for name, values in found.items()}
 
 
 def _row(model, teacher, row: dict[str, Tensor], settings: SRPOConfig, case: str) -> dict[str, Tensor]:
@@ -194,6 +219,8 @@ def _row(model, teacher, row: dict[str, Tensor], settings: SRPOConfig, case: str
     l_grpo, clipped, dual = clipped_policy_loss(log_prob_R, old_R, row["advantages"], *CLIP)
     entropy_R = torch.special.entr(teacher_RV.double().exp()).sum(-1).float()
     return {
+        "student_RV": log_probs_RV,
+        "teacher_RV": teacher_RV,
         "mask": row["response_mask"].float(),
         "l_grpo": l_grpo,
         "l_sdpo": divergence(student_RB, teacher_RV.gather(-1, ids_RK), settings.alpha, tail(teacher_RV)),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_rows import SEEN_ROWS, routes
 
 from srpo_recipe.records.checkpoint import require_teacher, teacher_path
 
@@ -214,6 +215,22 @@ def test_a_second_optimiser_step_sees_the_teacher_as_it_scored_the_batch(runs, w
     assert loss["srpo", "second step"] == pytest.approx(plain, rel=1e-5)
     assert largest_error(gradient["srpo", "second step"], gradient["srpo", "second step, plain"]) < 1e-4
     assert abs(plain / runs[1]["loss"]["srpo", "plain"] - 1) > 1e-2  # the student has moved far
+
+
+@pytest.mark.parametrize("world, split", PARTS)
+@pytest.mark.parametrize("case", ["srpo", "sdpo", "grpo", "advantage_mix", "masked", "update"])
+def test_the_tokens_that_are_shown_are_those_of_plain_models(runs, world, split, case):
+    found, expected = runs[world]["seen"][case, split], runs[1]["seen"][case, "plain"]
+    assert sorted(found) == sorted(expected) == list(SEEN_ROWS)
+    for row in SEEN_ROWS:
+        routed = bool(routes(case)[1][row] > 0)
+        names = list(expected[row]) if routed else ["log_prob", "advantage", "counted"]
+        assert set(found[row]) - {"sampler_log_prob"} == set(names) - {"sampler_log_prob"}
+        assert ("sampler_log_prob" in found[row]) == (case == "update")
+        for name in found[row]:
+            values = torch.from_numpy(found[row][name])
+            assert values.shape == expected[row][name].shape
+            torch.testing.assert_close(values, expected[row][name], rtol=1e-4, atol=1e-5, msg=f"{row} {name}")
 
 
 # ------------------------------------------------------------------------------------------------- weights and the EMA

@@ -89,7 +89,7 @@ def decision() -> Decision:
     )
     distill_B = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0])
     teacher_B = torch.tensor([True, True, True, False, False])
-    return Decision(rollouts, correct_B, teacher_B, Route(1 - distill_B, distill_B), {}, [8], 0)
+    return Decision(rollouts, correct_B, teacher_B, Route(1 - distill_B, distill_B), {}, {0: 1}, 0)
 
 
 def test_the_metrics_are_those_of_the_real_rollouts():

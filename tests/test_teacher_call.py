@@ -29,7 +29,7 @@ def decision(routed=(1, 2, 5), rows=8) -> Decision:
         feedback=[None] * rows,
     )
     prompts = {row: TeacherPrompt([10 + row] * (row + 2), False) for row in routed}
-    return Decision(rollouts, none_B, none_B, Route(torch.ones(rows), torch.zeros(rows)), prompts, [], 0)
+    return Decision(rollouts, none_B, none_B, Route(torch.ones(rows), torch.zeros(rows)), prompts, {}, 0)
 
 
 def test_every_response_stands_under_its_own_prompt():

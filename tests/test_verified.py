@@ -61,7 +61,7 @@ def test_a_loop_that_measures_nothing_is_counted_as_absent(monkeypatch):
     queue(monkeypatch)
     found, rollouts = verified.in_batch_order(verified.read(batch(), True), batch(), filler=1)
     none_B = torch.zeros(4, dtype=torch.bool)
-    decision = Decision(rollouts, none_B, none_B, Route(torch.ones(4), torch.zeros(4)), {}, [], 0)
+    decision = Decision(rollouts, none_B, none_B, Route(torch.ones(4), torch.zeros(4)), {}, {}, 0)
     metrics = routing(decision, [row.agent for row in found], [row.info for row in found])
     assert metrics["rollout/generate_seconds"] == 2.0 and metrics["rollout/reward_seconds"] == 1.0
     assert metrics["route/rollouts"] == 4 and metrics["route/reward"] == pytest.approx(0.375)
@@ -73,7 +73,7 @@ def test_rows_that_fill_up_the_batch_are_empty_ones(monkeypatch):
     assert rollouts.real_B.tolist() == [True] * 4 + [False]
     assert rollouts.length_B.tolist()[-1] == 1 and rollouts.reward_B[-1] == 0.0
     none_B = torch.zeros(5, dtype=torch.bool)
-    decision = Decision(rollouts, none_B, none_B, Route(torch.ones(5), torch.zeros(5)), {}, [], 0)
+    decision = Decision(rollouts, none_B, none_B, Route(torch.ones(5), torch.zeros(5)), {}, {}, 0)
     metrics = routing(decision, [{}] * 5, [{}] * 5)
     assert metrics["route/rollouts"] == 4 and metrics["route/reward"] == pytest.approx(0.375)
     assert metrics["route/response_length"] == pytest.approx(7 / 4)
@@ -100,7 +100,7 @@ def test_every_row_is_told_its_route_in_one_write(monkeypatch):
     none_B = torch.zeros(4, dtype=torch.bool)
     route = Route(torch.tensor([1.0, 0, 1, 0]), torch.tensor([0.0, 1, 0, 1]))
     prompts = {3: TeacherPrompt([1, 2], False), 1: TeacherPrompt([3], False)}
-    verified.write_routes(batch(), Decision(rollouts, none_B, none_B, route, prompts, [], 0))
+    verified.write_routes(batch(), Decision(rollouts, none_B, none_B, route, prompts, {}, 0))
     (put,) = written
     assert put["keys"] == KEYS and sorted(put["fields"].keys()) == sorted(
         (fields.POLICY, fields.DISTILL, fields.TEACHER_ROW)

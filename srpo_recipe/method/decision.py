@@ -69,8 +69,9 @@ class Decision:
     """What each of B rollouts learns from.
 
     correct_B, teacher_B: bool, c_i and m_i, a teacher whose prompt does not fit left out; route: weights of the two parts
-    of the loss; prompts: row -> the teacher's prompt, for the rows with a distillation part; demonstration_lengths: tokens
-    of the siblings shown there; rerouted: rows that lost their teacher since its prompt does not fit.
+    of the loss; prompts: row -> the teacher's prompt, for the rows with a distillation part; siblings: row -> the row of the
+    sibling shown there, for those of them that are shown one; rerouted: rows that lost their teacher since its prompt does
+    not fit.
     """
 
     rollouts: Rollouts
@@ -78,7 +79,7 @@ class Decision:
     teacher_B: Tensor
     route: Route
     prompts: Mapping[int, TeacherPrompt]
-    demonstration_lengths: Sequence[int]
+    siblings: Mapping[int, int]
     rerouted: int
 
     @property
@@ -86,8 +87,14 @@ class Decision:
         """Prompts whose demonstration was cut to fit."""
         return sum(prompt.shortened for prompt in self.prompts.values())
 
+    @property
+    def demonstration_lengths(self) -> list[int]:
+        """Response tokens of the siblings shown."""
+        return [len(self.rollouts.responses[sibling]) for sibling in self.siblings.values()]
+
     def reordered(self, order: Sequence[int]) -> "Decision":
         """The same decision for the rollouts in another order, row order[0] first."""
+        place_of = {row: place for place, row in enumerate(order)}
         return replace(
             self,
             rollouts=self.rollouts.reordered(order),
@@ -95,6 +102,9 @@ class Decision:
             teacher_B=_reordered(self.teacher_B, order),
             route=Route(*(_reordered(part, order) for part in (self.route.policy_B, self.route.distill_B))),
             prompts={place: self.prompts[row] for place, row in enumerate(order) if row in self.prompts},
+            siblings={
+                place: place_of[self.siblings[row]] for place, row in enumerate(order) if row in self.siblings
+            },
         )
 
 
@@ -120,7 +130,7 @@ def decide(rollouts: Rollouts, routing: Routing, builder: TeacherPromptBuilder, 
     teacher_B = (shown_B | torch.tensor([text is not None for text in feedback], dtype=torch.bool)) & rollouts.real_B
     asked_B = teacher_B & wants_teacher(routing.rule, correct_B, routing.mix)
 
-    prompts, lengths = {}, []
+    prompts, siblings = {}, {}
     for row in torch.nonzero(asked_B).flatten().tolist():
         sibling = rollouts.responses[int(sibling_B[row])] if shown_B[row] else None
         prompt = _prompt(rollouts, row, sibling, feedback[row], routing, builder)
@@ -128,10 +138,11 @@ def decide(rollouts: Rollouts, routing: Routing, builder: TeacherPromptBuilder, 
             teacher_B[row] = False
             continue
         prompts[row] = prompt
-        lengths += [len(sibling)] if sibling is not None else []
+        if shown_B[row]:
+            siblings[row] = int(sibling_B[row])
     route = route_samples(routing.rule, correct_B, teacher_B, routing.mix)
     rerouted = int(asked_B.sum()) - len(prompts)
-    return Decision(rollouts, correct_B, teacher_B, route, prompts, lengths, rerouted)
+    return Decision(rollouts, correct_B, teacher_B, route, prompts, siblings, rerouted)
 
 
 def _siblings(rollouts: Rollouts, routing: Routing, correct_B: Tensor, step: int) -> Tensor:

@@ -132,6 +132,11 @@ def check_run(config: DictConfig) -> None:
         isinstance(wait, int | float) and wait >= 0,
         f"run.wait_seconds={wait} must be a number of seconds, 0 or more: how long to wait for a cluster's nodes",
     )
+    samples = config.run.samples
+    require(
+        samples == 0 and not isinstance(samples, bool) or is_count(samples),
+        f"run.samples={_shown(samples)}: set it to a whole number of groups a step, or to 0 for no samples",
+    )
     if config.trainer.val_only and not config.trainer.val_before_train:
         raise ValueError(
             "trainer.val_only=true with trainer.val_before_train=false would train: set trainer.val_before_train=true"

@@ -27,9 +27,9 @@ from srpo_recipe.method.loss import count_totals
 from srpo_recipe.method.student_logits import student_statistics
 from srpo_recipe.method.teacher_logits import OutputLayer
 from srpo_recipe.settings.schema import SRPOConfig
-from srpo_recipe.training.fields import TEACHER_ROW, TOTALS, MicroBatch
+from srpo_recipe.training.fields import TEACHER_ROW, TOTALS, MicroBatch, seen_rows
 from srpo_recipe.training.output_layer import AfterHead
-from srpo_recipe.training.teacher_states import TeacherStates
+from srpo_recipe.training.teacher_states import SEEN_WORDS, TeacherStates
 
 # Key of RoutedEngine in verl's engine registry; it builds an ordinary language model.
 MODEL_TYPE = "srpo_language_model"
@@ -191,13 +191,18 @@ class RoutedEngine(FSDPEngineWithLMHead):
         if stage == "update":
             return self._student(logits_NV, micro_batch, options)
         assert stage == "teacher" and self.head_input is not None
-        rows = micro_batch[TEACHER_ROW].reshape(-1).tolist()
-        lengths = micro_batch["responses"].offsets().diff().tolist()
+        rows, responses = micro_batch[TEACHER_ROW].reshape(-1).tolist(), micro_batch["responses"]
+        lengths, ends = responses.offsets().diff().tolist(), responses.offsets().tolist()
         self.states.keep(rows, lengths, self.head_input.flatten(0, -2), logits_NV, **options)
+        for place, number in enumerate(seen_rows(micro_batch)):
+            if number >= 0:
+                self.states.see(rows[place], slice(*ends[place : place + 2]), logits_NV, responses.values(), **options)
         return {}
 
     def _student(self, logits_NV: Tensor, micro_batch: TensorDict, options: dict) -> dict[str, Tensor]:
-        """For the loss: the log-prob of each token [N] and, of the routed rows' tokens, divergence and entropy [M]."""
+        """For the loss: the log-prob of each token [N] and, of the routed rows' tokens, divergence and entropy [M]. For seen.py
+        the few words that it likes best there, [M, 5].
+        """
         view = MicroBatch.of(micro_batch)
         ends = micro_batch["responses"].offsets().tolist()
         spans, routed = list(zip(ends[:-1], ends[1:], strict=True)), view.routed_B.tolist()
@@ -213,7 +218,13 @@ class RoutedEngine(FSDPEngineWithLMHead):
             if dw_sdpo.needs_exact_tail(self.srpo.alpha):
                 tail_M = self.teacher.states.log_tail(view.teacher_rows, ids_MK, **options)
         divergence_M = dw_sdpo.divergence(log_mass_MB, teacher_MK, self.srpo.alpha, tail_M)
-        return {"log_probs": log_prob_N, "divergence": divergence_M, "teacher_entropy": self._teacher_entropy(view)}
+        return {
+            "log_probs": log_prob_N,
+            "divergence": divergence_M,
+            "teacher_entropy": self._teacher_entropy(view),
+            "words": ids_MK[:, :SEEN_WORDS],
+            "word_log_probs": log_mass_MB[:, :-1][:, :SEEN_WORDS],
+        }
 
     def _vocabulary_options(self, words: int, temperature: float) -> dict[str, Any]:
         return {"temperature": temperature, "chunk_tokens": tokens_in(self.srpo.chunk_megabytes, words)}

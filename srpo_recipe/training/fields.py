@@ -14,6 +14,8 @@ from torch import Tensor
 # Written once a step by the trainer, [B] each: the route's weights, and the number under which the rank of a routed row keeps
 # its teacher's states (-1 for none).
 POLICY, DISTILL, TEACHER_ROW = "route_policy", "route_distill", "teacher_row"
+# The number of a row whose tokens the trainer wants to see (seen.py), -1 for the others. A batch may come without.
+SEEN = "seen"
 # Of a mini-batch, not of its rows: `loss.Totals` as a tuple, and the cap of the rollout correction, or NO_CAP for none.
 TOTALS, IMPORTANCE_CAP, NO_CAP = "srpo_totals", "importance_cap", "none"
 
@@ -21,6 +23,11 @@ TOTALS, IMPORTANCE_CAP, NO_CAP = "srpo_totals", "importance_cap", "none"
 def jagged(rows: Sequence[Tensor]) -> Tensor:
     """A nested tensor of rows of different lengths, as verl's batches hold them."""
     return torch.nested.as_nested_tensor(list(rows), layout=torch.jagged)
+
+
+def seen_rows(data: TensorDict) -> list[int]:
+    """SEEN of a batch's rows; empty for a batch without."""
+    return data[SEEN].reshape(-1).tolist() if SEEN in data else []
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,11 @@ class MicroBatch:
     def teacher_rows(self) -> list[int]:
         """The numbers of the routed rows' states, in their order."""
         return self.data[TEACHER_ROW].reshape(-1)[self.routed_B].tolist() if TEACHER_ROW in self.data else []
+
+    @property
+    def seen(self) -> list[int]:
+        """The numbers of the rows whose tokens the trainer wants to see, -1 for the others; empty where it wants none."""
+        return seen_rows(self.data)
 
     def padded(self, field: str) -> Tensor:
         """One of verl's jagged fields over the responses, as [B, T]; 0 after a response's end."""

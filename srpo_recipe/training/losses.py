@@ -16,6 +16,7 @@ from srpo_recipe.method.loss import Totals, count_totals, routed_loss
 from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.training.fields import IMPORTANCE_CAP, NO_CAP, TOTALS, MicroBatch
 from srpo_recipe.training.loss_metrics import as_verls, loss_metrics, sampled_metrics
+from srpo_recipe.training.seen import SeenTokens
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,18 @@ def srpo_policy_loss(
 
 
 def update_loss(
-    config: ActorConfig, srpo: SRPOConfig, model_output: dict, data: TensorDict, dp_group=None
+    config: ActorConfig,
+    srpo: SRPOConfig,
+    model_output: dict,
+    data: TensorDict,
+    dp_group=None,
+    seen: SeenTokens | None = None,
 ) -> tuple[Tensor, dict]:
     """verl's loss function of one micro-batch of an update: its fields as [B, T], then the registered policy loss.
 
     model_output: from RoutedEngine, the log-prob of each response token [N], divergence and teacher entropy of the routed rows'
     tokens [M]. data: verl's micro-batch with the fields of fields.py; the sums over the whole mini-batch are data[TOTALS].
+    seen: keeps the tokens of the rows that the trainer wants to see.
     """
     view = MicroBatch.of(data)
     log_prob_BT = view.spread(model_output["log_probs"])
@@ -119,6 +126,8 @@ def update_loss(
     else:
         old_log_prob_BT = log_prob_BT.detach()
         importance_BT, sampled = _against_rollout(view, old_log_prob_BT)
+    if seen is not None:
+        _show(seen, view, routed, log_prob_BT, model_output)
     config.global_batch_info.update(dp_size=data["dp_size"], batch_num_tokens=data["batch_num_tokens"])
     loss, metrics = get_policy_loss_fn(config.policy_loss.loss_mode)(
         old_log_prob=old_log_prob_BT,
@@ -132,6 +141,19 @@ def update_loss(
     )
     metrics = metrics | sampled_metrics(view.mask_BT, routed, sampled, data["dp_size"])
     return loss, as_verls(metrics)
+
+
+def _show(seen: SeenTokens, view: MicroBatch, routed: Routed, log_prob_BT: Tensor, model_output: dict) -> None:
+    """Give `seen` what records/samples.py has a column for."""
+    numbers = {"log_prob": log_prob_BT, "advantage": view.padded("advantages"), "counted": view.mask_BT}
+    if "rollout_log_probs" in view.data:
+        numbers["sampler_log_prob"] = view.padded("rollout_log_probs")
+    of_routed = {
+        "teacher_entropy": routed.entropy_BT,
+        "weight": routed.confidence_BT / routed.totals.mean_confidence,
+        "divergence": routed.divergence_BT,
+    }
+    seen.keep(view, numbers, of_routed, (model_output["words"], model_output["word_log_probs"]))
 
 
 def _against_rollout(view: MicroBatch, old_log_prob_BT: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:

@@ -5,6 +5,9 @@ over the ranks and routed here; the self-teacher has its turn where verl has its
 follow. What surrounds a step (start, checkpoints, logs, stopping) is lifecycle.py.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.utils.debug import marked_timer
@@ -14,14 +17,17 @@ from srpo_recipe.method.decision import Decision, decide
 from srpo_recipe.run import routing_metrics
 from srpo_recipe.training import balance, teacher_call, verified
 from srpo_recipe.training.fields import IMPORTANCE_CAP
-from srpo_recipe.training.lifecycle import LifecycleTrainer
+from srpo_recipe.training.sampled import SampledTrainer
 
 
 @register_trainer("srpo")
-class SRPOTrainer(LifecycleTrainer):
+class SRPOTrainer(SampledTrainer):
     """verl's synchronous trainer with sample routing and an EMA self-teacher."""
 
-    decision: Decision  # of the step under way
+    # of the step under way: the decision, what the reward function gave beside each row's reward, and the rows to show
+    decision: Decision
+    infos: list[Mapping[str, Any]]
+    shown: list[int]
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args, **kwargs) -> KVBatchMeta:
         """rollout -> verify -> route: the verified rows are read, dealt to the ranks, and each is told its route."""
@@ -32,11 +38,12 @@ class SRPOTrainer(LifecycleTrainer):
         with marked_timer("route", self.timing_raw, color="yellow"):
             found, rollouts = verified.in_batch_order(rows, batch, self.tokenizer.eos_token_id)
             self.decision = decide(rollouts, self.routing, self.prompts, self.global_steps)
-            agents, infos = [row.agent for row in found], [row.info for row in found]
-            metrics.update(routing_metrics.routing(self.decision, agents, infos))
+            agents, self.infos = [row.agent for row in found], [row.info for row in found]
+            metrics.update(routing_metrics.routing(self.decision, agents, self.infos))
             if self.old_policy == "update" and self.decision.prompts:
                 self._deal_rows(batch, metrics)
-            verified.write_routes(batch, self.decision)
+            self.shown = self.choose_shown(self.decision)
+            verified.write_routes(batch, self.decision, self.shown)
         return batch
 
     def _deal_rows(self, batch: KVBatchMeta, metrics: dict) -> None:
@@ -48,6 +55,7 @@ class SRPOTrainer(LifecycleTrainer):
         metrics.update(log_seqlen_unbalance(seqlen_list=length_B, partitions=shares, prefix="global_seqlen"))
         batch.reorder(order)
         self.decision = self.decision.reordered(order)
+        self.infos = [self.infos[row] for row in order]
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """Nothing where the update's own forward pass gives the old policy."""
@@ -65,6 +73,7 @@ class SRPOTrainer(LifecycleTrainer):
                 self.tokenizer.eos_token_id,
                 actor.rollout.temperature,
                 actor.ref.log_prob_max_token_len_per_gpu,
+                self.shown,
             )
         counts = {"rows_routed": routed, "rows_forwarded": forwarded, "rows_padding": forwarded - routed}
         metrics.update({f"teacher/{name}": count for name, count in counts.items()})
@@ -73,4 +82,6 @@ class SRPOTrainer(LifecycleTrainer):
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """GRPO and DW-SDPO in one loss, and the EMA after every optimiser step: in the workers (worker.py, engine.py)."""
         batch.extra_info[IMPORTANCE_CAP] = self.importance_cap
-        return super()._update_actor(batch, metrics)
+        batch = super()._update_actor(batch, metrics)
+        self.write_shown(batch, self.decision, self.shown, self.infos)
+        return batch

@@ -1,6 +1,6 @@
 """The trainer's side of the self-teacher's pass: which rank scores what, and the call to the workers."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from tensordict import TensorDict
@@ -8,18 +8,26 @@ from verl.utils import tensordict_utils as tu
 
 from srpo_recipe.method.decision import Decision
 from srpo_recipe.training.balance import by_rank
-from srpo_recipe.training.fields import DISTILL, TEACHER_ROW, jagged
+from srpo_recipe.training.fields import DISTILL, SEEN, TEACHER_ROW, jagged
 
 
-def score(workers, decision: Decision, ranks: int, filler: int, temperature: float, token_budget: int) -> int:
+def score(
+    workers,
+    decision: Decision,
+    ranks: int,
+    filler: int,
+    temperature: float,
+    token_budget: int,
+    seen: Collection[int] = (),
+) -> int:
     """Have every rank score the routed rows that it will update. Returns the number of rows forwarded, padding included.
 
     They go straight to the workers, as many to every rank; what is missing is filled up with rows of two `filler` tokens.
-    token_budget: of a forward pass, raised to the longest row.
+    token_budget: of a forward pass, raised to the longest row. seen: rows whose tokens the trainer wants to see.
     """
     rows = list(decision.prompts)
     shares = by_rank(rows, len(decision.correct_B), ranks)
-    data = teacher_batch(decision, [place for share in shares for place in share], filler)
+    data = teacher_batch(decision, [place for share in shares for place in share], filler, seen)
     longest = int(data["input_ids"].offsets().diff().max())
     tu.assign_non_tensor(
         data,
@@ -32,7 +40,9 @@ def score(workers, decision: Decision, ranks: int, filler: int, temperature: flo
     return len(data)
 
 
-def teacher_batch(decision: Decision, places: Sequence[int | None], filler: int) -> TensorDict:
+def teacher_batch(
+    decision: Decision, places: Sequence[int | None], filler: int, seen: Collection[int] = ()
+) -> TensorDict:
     """verl's fields of the routed rows under the teacher's prompts, in the order of `places`; None is a row of padding."""
     rows = list(decision.prompts)
     prompts, responses = [], []
@@ -51,5 +61,6 @@ def teacher_batch(decision: Decision, places: Sequence[int | None], filler: int)
         "loss_mask": mask,
         DISTILL: torch.ones(len(places)),
         TEACHER_ROW: torch.tensor([-1 if place is None else place for place in places]),
+        SEEN: torch.tensor([-1 if place is None or rows[place] not in seen else rows[place] for place in places]),
     }
     return TensorDict(fields, batch_size=len(places))

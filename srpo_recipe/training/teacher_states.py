@@ -14,6 +14,7 @@ from srpo_recipe.method.student_logits import LEAST_TAIL
 from srpo_recipe.method.teacher_logits import OutputLayer, TeacherStatistics
 
 PROBED_TOKENS, PROBED_IDS = 16, 20
+SEEN_WORDS = 5
 
 DIFFERENT = """the self-teacher of {model} cannot be scored from its kept hidden states: at {tokens} tokens its own logits and
 those made again from the states differ by {difference:.3g} on the mean, where rounding explains {allowed:.3g}. Something
@@ -26,6 +27,7 @@ class TeacherStates:
 
     def __init__(self) -> None:
         self.kept: dict[int, tuple[Tensor, TeacherStatistics]] = {}
+        self.seen: dict[int, dict[str, Tensor]] = {}  # of the rows that the trainer wants to see, in the names of seen.py
         self.layer: OutputLayer | None = None
         self._probe: tuple[Tensor, Tensor, Tensor, dict] | None = None
         self._checked = False
@@ -33,6 +35,7 @@ class TeacherStates:
     def clear(self) -> None:
         """Forget the batch."""
         self.kept.clear()
+        self.seen.clear()
         self.layer = self._probe = None
 
     def keep(self, rows: list[int], lengths: list[int], hidden_NH: Tensor, logits_NV: Tensor, **options) -> None:
@@ -51,6 +54,17 @@ class TeacherStates:
             ids_NK = top_ids(probed_NV, PROBED_IDS)
             own_NK = teacher_logits.logits_at(probed_NV, ids_NK, **options)
             self._probe = hidden_NH[probed], ids_NK, own_NK, options
+
+    def see(self, row: int, tokens: slice, logits_NV: Tensor, labels_N: Tensor, **options) -> None:
+        """Of a kept row: the log-prob of each of its tokens and the words that the teacher likes best there. tokens: its place in
+        the micro-batch's logits and labels.
+        """
+        spans = [(tokens.start, tokens.stop)]
+        ids_RK = top_ids(logits_NV, SEEN_WORDS, spans, options["chunk_tokens"])
+        asked_RK = torch.cat([ids_RK, labels_N[tokens].unsqueeze(-1)], dim=-1)
+        log_probs_RK = self.kept[row][1].log_probs(teacher_logits.logits_at(logits_NV, asked_RK, spans, **options))
+        words_RK, own_R = log_probs_RK[:, :-1], log_probs_RK[:, -1]
+        self.seen[row] = {"teacher_log_prob": own_R, "teacher_ids": ids_RK, "teacher_word_log_probs": words_RK}
 
     def close(self, layer: OutputLayer, model: str) -> None:
         """After the last micro-batch: take the teacher's output layer as it stands.

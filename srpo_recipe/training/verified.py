@@ -1,6 +1,6 @@
 """The verified rollouts of a step as they lie in verl's data queue: one look reads them, one write tells them their routes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from transfer_queue import KVBatchMeta
 
 from srpo_recipe.method.decision import Decision, Rollouts
 from srpo_recipe.method.self_teacher import StudentChat
-from srpo_recipe.training.fields import DISTILL, POLICY, TEACHER_ROW
+from srpo_recipe.training.fields import DISTILL, POLICY, SEEN, TEACHER_ROW
 
 FIELDS = ("index", "rm_scores", "responses", "extra_fields", "metrics")
 
@@ -94,15 +94,24 @@ def in_batch_order(rows: Mapping[str, Verified], batch: KVBatchMeta, filler: int
     )
 
 
-def write_routes(batch: KVBatchMeta, decision: Decision) -> None:
-    """Tell every row its route, and a routed one the number of its teacher's states."""
+def write_routes(batch: KVBatchMeta, decision: Decision, seen: Collection[int] = ()) -> None:
+    """Tell every row its route, a routed one the number of its teacher's states, and those in `seen` to show their tokens."""
     row_B = torch.full((len(batch.keys),), -1)
     for number, row in enumerate(decision.prompts):
         row_B[row] = number
     fields = {POLICY: decision.route.policy_B, DISTILL: decision.route.distill_B, TEACHER_ROW: row_B}
+    if seen:
+        fields[SEEN] = torch.tensor([row if row in seen else -1 for row in range(len(batch.keys))])
     tq.kv_batch_put(
         keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch.keys))
     )
+
+
+def student_prompts(batch: KVBatchMeta, rows: Sequence[int]) -> list[list[int]]:
+    """Token ids of the prompts that the students of these rows were given."""
+    keys = [batch.keys[row] for row in rows]
+    data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["prompts"])
+    return [ids.tolist() for ids in data["prompts"].unbind()]
 
 
 def _padding(key: str, filler: int) -> Verified:

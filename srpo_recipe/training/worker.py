@@ -19,6 +19,7 @@ from srpo_recipe.training.engine import MODEL_TYPE, PASS
 from srpo_recipe.training.fields import TEACHER_ROW
 from srpo_recipe.training.loss_metrics import over_steps
 from srpo_recipe.training.losses import update_loss
+from srpo_recipe.training.seen import Seen, SeenTokens
 from srpo_recipe.training.watch.sync_watch import SyncWatch
 
 
@@ -47,7 +48,8 @@ class SRPOWorker(ActorRolloutRefWorker):
             self.ref.engine.srpo = self.srpo
             self.actor.engine.teacher = self.ref.engine
         actor_config = self.loss_fn.keywords["config"]  # verl has built it into its own loss
-        self.loss_fn: partial = partial(update_loss, actor_config, self.srpo)
+        self.seen = SeenTokens(None if self.ref is None else self.ref.engine.states)
+        self.loss_fn: partial = partial(update_loss, actor_config, self.srpo, seen=self.seen)
         self.actor.set_loss_fn(self.loss_fn)
         self.sync_watch = SyncWatch(self.rollout, self.srpo.stall_seconds)
 
@@ -86,6 +88,11 @@ class SRPOWorker(ActorRolloutRefWorker):
             metrics.clear()
             metrics.update(together)
         return output
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def seen_tokens(self) -> dict[int, Seen]:
+        """The tokens of this rank's rows that the trainer wanted to see, by its numbers; asked once after an update."""
+        return self.seen.take()
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_checkpoint(self, local_path, hdfs_path=None, global_step=0, max_ckpt_to_keep=None):
