@@ -86,7 +86,9 @@ class Run:
         self.rows = make_rows(self.model)
         share = ROWS // self.world
         self.mine = list(range(dist.get_rank() * share, (dist.get_rank() + 1) * share))
-        self.found = {name: {} for name in ("loss", "gradient", "metrics", "logits_made", "micro_batches", "means", "seen")}
+        self.found = {
+            name: {} for name in ("loss", "gradient", "metrics", "logits_made", "micro_batches", "means", "seen")
+        }
         self.found["response_tokens"] = sum(len(row["responses"]) for row in self.rows)
 
     def engine(self, engine_config):

@@ -63,6 +63,7 @@ def test_srpo_routes_failed_rows_with_a_correct_sibling_to_the_teacher(tokenizer
     shown = texts(tokenizer, found)
     assert "1+2=?" in shown[1] and "so 0=0" in shown[1] and "so 7" in shown[6]
     responses = found.rollouts.responses
+    assert found.siblings == {1: 0, 2: 0, 6: 7, 8: 7}
     assert found.demonstration_lengths == [len(responses[sibling]) for sibling in (0, 0, 7, 7)]
 
 
@@ -114,6 +115,8 @@ def test_the_decision_is_of_the_rollouts_and_not_of_their_order(tokenizer):
     shuffled = decide(rollouts(tokenizer, rewards).reordered(order), routing, builder(tokenizer), step=3)
     again = plain.reordered(order)
     assert shuffled.prompts == again.prompts and len(again.prompts) == 4
+    assert shuffled.siblings == again.siblings and len(again.siblings) == 4
+    assert {order[row]: order[sibling] for row, sibling in again.siblings.items()} == plain.siblings
     for name in ("correct_B", "teacher_B"):
         assert torch.equal(getattr(shuffled, name), getattr(again, name))
     assert torch.equal(shuffled.route.distill_B, again.route.distill_B)
@@ -139,6 +142,7 @@ def test_feedback_makes_a_teacher_of_its_own(tokenizer, feedback):
     assert [row for row in found.prompts if row < 6] == [1, 2, 3, 4, 5]
     assert ("so 0=0" in shown[1]) == (feedback == "append") and "wrong 1" in shown[1] and "wrong 4" in shown[4]
     assert (6 in found.prompts) == (feedback == "append")
+    assert found.siblings.get(1) == (0 if feedback == "append" else None)  # what a teacher was not shown is no sibling
     assert len(found.demonstration_lengths) == (4 if feedback == "append" else 0)
 
 

@@ -33,13 +33,14 @@ def decision(routed=(1, 2, 5), rows=8) -> Decision:
 
 
 def test_every_response_stands_under_its_own_prompt():
-    data = teacher_call.teacher_batch(decision(), [2, None, 0], FILLER)
+    data = teacher_call.teacher_batch(decision(), [2, None, 0], FILLER, seen=[5, 3])
     ids, positions = data["input_ids"].unbind(), data["position_ids"].unbind()
     assert [row.tolist() for row in ids] == [[15] * 7 + [5] * 6, [FILLER] * 2, [11] * 3 + [1] * 2]
     assert [row.tolist() for row in positions] == [list(range(13)), [0, 1], list(range(5))]
     assert [row.tolist() for row in data["responses"].unbind()] == [[5] * 6, [FILLER], [1] * 2]
     assert [len(row) for row in data["prompts"].unbind()] == [7, 1, 3]
     assert data[fields.TEACHER_ROW].tolist() == [2, -1, 0] and data[fields.DISTILL].tolist() == [1.0] * 3
+    assert data[fields.SEEN].tolist() == [5, -1, -1]  # the number of the row in the batch
     for key in ("response_mask", "loss_mask"):
         assert [row.tolist() for row in data[key].unbind()] == [[1] * 6, [1], [1] * 2]
 

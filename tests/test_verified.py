@@ -107,6 +107,8 @@ def test_every_row_is_told_its_route_in_one_write(monkeypatch):
     )
     assert put["fields"][fields.TEACHER_ROW].tolist() == [-1, 1, -1, 0]
     assert put["fields"][fields.POLICY].tolist() == [1, 0, 1, 0]
+    verified.write_routes(batch(), Decision(rollouts, none_B, none_B, route, prompts, {}, 0), seen=[2, 1])
+    assert written[1]["fields"][fields.SEEN].tolist() == [-1, 1, 2, -1]
 
 
 def test_prompts_of_one_number_are_told_apart_by_their_chats(monkeypatch):

@@ -119,6 +119,7 @@ METHODS = {
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_ref_log_prob": "self batch metrics",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._update_actor": "self batch metrics",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_metrics": "self batch metrics timing_raw global_steps epoch",
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._maybe_log_val_generations": "self inputs outputs scores",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._val_metrics_update": (
         "self data_sources sample_uids reward_extra_infos_dict sample_turns expected_acc_counts"
     ),
@@ -211,6 +212,8 @@ SOURCE = {
         "if self.use_reference_policy:": None,
         "batch = self._compute_ref_log_prob(": 1,
         'with marked_timer("ref", timing_raw, color="olive"):': 1,
+        # a validation's texts come before its metrics, for all samples in one order
+        "self._maybe_log_val_generations(inputs=sample_inputs, outputs=sample_outputs, scores=sample_scores)": 1,
         # no correction of old log-probs that only the update makes
         'rollout_corr_config = self.config.algorithm.get("rollout_correction", None)': 2,
         "rollout_corr_config is not None and": None,

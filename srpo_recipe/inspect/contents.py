@@ -1,5 +1,5 @@
-"""What the page shows, as JSON: an overview that is read when it opens, and a block for each file of samples that is read when one
-of its rollouts is looked at.
+"""What the page shows, as JSON: an overview that is read when it opens, and a block for each file of samples, which is read when
+one of its rollouts is looked at.
 
 Overview: runs (name, method, seed, metrics by key over their steps), blocks (run, step, split, and the first of their rollouts),
 prompts, rollouts (a list for each column), notes. Block: words (each text once) and rows, whose tokens are numbers of words.
@@ -49,8 +49,10 @@ def contents(folders: Sequence[Path], most: int) -> Contents:
     runs = [run_of(folder) for folder in folders]
     files = [(number, *file) for number, folder in enumerate(folders) for file in samples.files(folder)]
     kept, notes = thinned(files, most)
-    prompts, columns = Words(), {name: [] for name in COLUMNS}
-    heads, blocks = [], []
+    prompts = Words()
+    columns: dict[str, list] = {name: [] for name in COLUMNS}
+    heads: list[dict[str, Any]] = []
+    blocks: list[dict[str, Any]] = []
     for run, step, split, path in kept:
         rows = samples.read(path)
         heads.append({"run": run, "step": step, "split": split, "first": len(columns["block"])})
@@ -73,7 +75,9 @@ def run_of(folder: Path) -> dict[str, Any]:
     """Name, method, seed and metrics of a run. Raises ValueError where the folder has neither metrics nor samples."""
     lines = read_lines(folder / "metrics.jsonl")
     if not lines and not samples.files(folder):
-        raise ValueError(f"{folder} is no run's folder: it has neither metrics.jsonl nor {samples.FOLDER}/step_*.parquet")
+        raise ValueError(
+            f"{folder} is no run's folder: it has neither metrics.jsonl nor {samples.FOLDER}/step_*.parquet"
+        )
     config_path = folder / "config.yaml"
     config = OmegaConf.load(config_path) if config_path.is_file() else OmegaConf.create()
     keys = sorted({key for line in lines for key in line} - {"step"})
@@ -91,15 +95,12 @@ def thinned(files: list[tuple[int, int, str, Path]], most: int) -> tuple[list[tu
     """The files to show and what to say of the others. The first and the last step of each run stay."""
     rows = {path: pq.read_metadata(path).num_rows for *_, path in files}
     total = sum(rows.values())
-    every = 1
-    kept = files
-    while sum(rows[path] for *_, path in kept) > most and len(kept) > 1:
+    every, kept = 1, files
+    while sum(rows[path] for *_, path in kept) > most and every < len(files):
         every += 1
         kept = list(_every(files, every))
-        if every > len(files):
-            break
     shown = sum(rows[path] for *_, path in kept)
-    note = f"{shown} of {total} rollouts are shown, those of every {every}th step that has samples (--rollouts {most})"
+    note = f"{shown} of {total} rollouts are shown, those of one step in {every} and of the last (--rollouts {most})"
     return kept, [note] if shown < total else []
 
 

@@ -45,7 +45,7 @@ def _data(name: str, value: Any) -> str:
 
 
 def _asset(name: str) -> str:
-    return resources.files("srpo_recipe").joinpath("assets", "inspect", name).read_text(encoding="utf-8")
+    return (resources.files("srpo_recipe") / "assets" / "inspect" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -102,9 +102,7 @@ class Decision:
             teacher_B=_reordered(self.teacher_B, order),
             route=Route(*(_reordered(part, order) for part in (self.route.policy_B, self.route.distill_B))),
             prompts={place: self.prompts[row] for place, row in enumerate(order) if row in self.prompts},
-            siblings={
-                place: place_of[self.siblings[row]] for place, row in enumerate(order) if row in self.siblings
-            },
+            siblings={place: place_of[self.siblings[row]] for place, row in enumerate(order) if row in self.siblings},
         )
 
 

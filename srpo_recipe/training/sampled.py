@@ -1,6 +1,7 @@
 """The trainer's part in the samples of a run: a few rollouts of every step and validation are written with their tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transfer_queue import KVBatchMeta
 from verl.utils.debug import marked_timer
@@ -30,8 +31,12 @@ class SampledTrainer(LifecycleTrainer):
         """The rows of this step that a reader will see."""
         return shown.shown_rows(decision.rollouts, self.sampled_groups, self.srpo.seed, self.global_steps)
 
-    def write_shown(self, batch: KVBatchMeta, decision: Decision, rows: Sequence[int], infos: Sequence[dict]) -> None:
-        """After the update: write these rows with what the workers saw of their tokens. infos: of all rows of the batch."""
+    def write_shown(
+        self, batch: KVBatchMeta, decision: Decision, rows: Sequence[int], infos: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """After the update: write these rows with what the workers saw of their tokens. infos: of all rows of the batch, what
+        the reward function gave beside the reward.
+        """
         if not rows:
             return
         with marked_timer("samples", self.timing_raw, color="gray"):
@@ -52,9 +57,7 @@ class SampledTrainer(LifecycleTrainer):
         if self.sampled_groups:
             threshold, seed = self.srpo.correct_threshold, self.srpo.seed
             uids, infos = list(map(str, sample_uids)), reward_extra_infos_dict
-            rows = shown.held_out_rows(
-                uids, prompts, responses, rewards, infos, self.sampled_groups, seed, threshold
-            )
+            rows = shown.held_out_rows(uids, prompts, responses, rewards, infos, self.sampled_groups, seed, threshold)
             self._write(samples.HELD_OUT, rows)
         return super()._val_metrics_update(data_sources, sample_uids, reward_extra_infos_dict, *args, **kwargs)
 

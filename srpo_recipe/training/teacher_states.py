@@ -27,7 +27,9 @@ class TeacherStates:
 
     def __init__(self) -> None:
         self.kept: dict[int, tuple[Tensor, TeacherStatistics]] = {}
-        self.seen: dict[int, dict[str, Tensor]] = {}  # of the rows that the trainer wants to see, in the names of seen.py
+        self.seen: dict[
+            int, dict[str, Tensor]
+        ] = {}  # of the rows that the trainer wants to see, in the names of seen.py
         self.layer: OutputLayer | None = None
         self._probe: tuple[Tensor, Tensor, Tensor, dict] | None = None
         self._checked = False

@@ -74,7 +74,10 @@ const ROLLOUT_KEYS = {
 function key(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || byId("help").open) return;
   if (event.target.matches("input, select")) {
-    if (event.key === "Escape") byId("table").focus();
+    if (event.key === "Escape") {
+      event.preventDefault(); // which would empty a search field
+      byId("table").focus();
+    }
     return;
   }
   const action = (shownView === "rollout" ? ROLLOUT_KEYS[event.key] : undefined) ?? KEYS[event.key];

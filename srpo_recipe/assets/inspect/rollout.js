@@ -25,9 +25,12 @@ class RolloutView {
     this.overview = overview;
     this.measure = 0;
     this.token = null; // of the member in the middle of attention, chosen by the arrow keys
-    const place = byId("rollout");
-    place.addEventListener("mouseover", (event) => this.hover(event));
-    place.addEventListener("mouseout", () => this.hideTip());
+    this.pointed = null; // the token under the mouse
+    document.addEventListener("mousemove", (event) => {
+      // a browser also tells of a mouse that rests while the page moves under it: that is no pointing
+      if (event.movementX || event.movementY) this.point(event.target);
+    });
+    document.addEventListener("wheel", () => this.hideTip(), { passive: true });
   }
 
   /** Show a rollout of the overview. */
@@ -157,11 +160,14 @@ class RolloutView {
     this.tip(this.current, this.token, tokens[this.token]);
   }
 
-  hover(event) {
-    const token = event.target.closest(".token");
-    if (!token) return;
+  /** The mouse points at an element: show a token's numbers, or hide them. */
+  point(target) {
+    const token = target.closest?.(".token") ?? null;
+    if (!token) return this.hideTip();
+    if (token === this.pointed) return;
     const one = Number(token.closest(".member").dataset.one);
     this.tip(this.members.find((member) => member.one === one), Number(token.dataset.at), token);
+    this.pointed = token;
   }
 
   /** The numbers of a token, and the words that student and teacher like best there. */
@@ -195,6 +201,7 @@ class RolloutView {
   }
 
   hideTip() {
+    this.pointed = null;
     byId("tip").hidden = true;
   }
 }

@@ -1,6 +1,7 @@
 // The second view: all rollouts, filtered; only the rows that can be seen are in the page.
 
 const ROW = 26; // pixels, as in page.css
+const FILTERS = ["text", "run", "step", "split", "route", "correct", "length", "prompt"];
 
 class Table {
   /** open(rollout) is called with the number of the rollout that is chosen. */
@@ -12,12 +13,13 @@ class Table {
     this.now = 0; // place among the found ones
     this.lower = null;
     const several = overview.runs.length > 1;
-    const head = [several ? "run" : "", "step", "of", "rollout", "prompt", "route", "answer", "reward", "tokens", "response"];
+    byId("rollouts").classList.toggle("single", !several);
+    const head = ["run", "step", "of", "rollout", "prompt", "route", "answer", "reward", "tokens", "response"];
     byId("table-head").append(...head.map((name) => element("span", { role: "columnheader" }, name)));
     this.fill("f-run", overview.runs.map((run, number) => [number, run.name]));
     this.fill("f-route", [...new Set(this.columns.route)].filter(Boolean).sort().map((route) => [route, route]));
     byId("f-run").parentElement.hidden = !several;
-    byId("filters").addEventListener("input", () => this.filter());
+    for (const kind of ["input", "change"]) byId("filters").addEventListener(kind, () => this.filter());
     byId("filters").addEventListener("submit", (event) => event.preventDefault());
     byId("f-clear").addEventListener("click", () => this.ask({}));
     byId("table").addEventListener("scroll", () => this.draw());
@@ -37,9 +39,7 @@ class Table {
 
   /** Set the filters to these values, by name, and all others to nothing. */
   ask(values) {
-    for (const name of ["text", "run", "step", "split", "route", "correct", "length", "prompt"]) {
-      byId(`f-${name}`).value = values[name] ?? "";
-    }
+    for (const name of FILTERS) byId(`f-${name}`).value = values[name] ?? "";
     this.filter();
   }
 
@@ -51,7 +51,10 @@ class Table {
   }
 
   filter() {
-    const asked = (name) => byId(`f-${name}`).value;
+    const values = Object.fromEntries(FILTERS.map((name) => [name, byId(`f-${name}`).value]));
+    if (JSON.stringify(values) === this.asked) return; // a field that is left says so again, in the middle of a click on a row
+    this.asked = JSON.stringify(values);
+    const asked = (name) => values[name];
     const { block, prompt, route, correct, length } = this.columns;
     const blocksOf = this.overview.blocks;
     const within = (text, value) => {
@@ -94,7 +97,7 @@ class Table {
     const head = this.overview.blocks[of("block")];
     const right = of("correct");
     const cells = [
-      this.overview.runs.length > 1 ? visible(this.overview.runs[head.run].name) : "",
+      visible(this.overview.runs[head.run].name),
       head.step,
       head.split,
       `${of("group")}.${of("session")}`,
