@@ -3,7 +3,7 @@
     python examples/own_loop.py                  # trains the embedded model on additions, on the CPU
 
 Each step is the paper's figure, in its order: rollout -> verify -> route -> (GRPO | self-teacher -> DW-SDPO) -> one loss -> EMA.
-Shapes: B rollouts, T tokens of the longest response, N of all responses, M of those on the distillation route, K top ids, V words.
+Shapes: B rollouts, T tokens of the longest response, N of all, M of those on the distillation route, K top ids, V words.
 """
 
 import argparse
