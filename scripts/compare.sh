@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The laptop edition of the paper's Figure 1: several methods and seeds on the embedded task, then a table and a picture.
 #   METHODS="grpo sdpo srpo" SEEDS="1 2 3" STEPS=150 bash scripts/compare.sh [Hydra overrides]
-# Resumable: a finished run is kept, an interrupted one goes on from its last checkpoint.
+# Resumable: a finished run says so and does nothing, an interrupted one goes on from its last checkpoint, and one that ran with
+# other settings is refused (OUT=DIR for another comparison).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 methods=${METHODS:-grpo sdpo srpo}
@@ -12,7 +13,6 @@ mkdir -p "$out/logs"
 for seed in $seeds; do
   for method in $methods; do
     name=$method-seed$seed
-    if [ -f "$out/$name/summary.json" ]; then echo "$name: finished before"; continue; fi
     echo "$name: $steps steps, log in $out/logs/$name.log"
     # The same number of rollouts and of prompts for all; checkpoints only to resume from.
     SRPO_DOCTOR=no bash scripts/train.sh "method=$method" "srpo.seed=$seed" "trainer.total_training_steps=$steps" \

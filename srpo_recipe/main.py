@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from srpo_recipe import plugin
 from srpo_recipe.records.tables import print_table
-from srpo_recipe.run import cluster, stop
+from srpo_recipe.run import cluster, folder, stop
 from srpo_recipe.run.prepare import prepare
 from srpo_recipe.run.summary import summarise
 from srpo_recipe.settings.describe import describe
@@ -30,6 +30,23 @@ def main(config: DictConfig) -> None:
     except ValueError as error:
         sys.exit(f"Data error: {error}")
     try:
+        with folder.taken(config) as start:
+            run(config, start)
+    except folder.Refused as error:
+        sys.exit(f"Not started: {error}")
+
+
+def run(config: DictConfig, start: folder.Start) -> None:
+    """Train in a folder that is ours, and print the summary. Exits with a status of its own where the run was stopped."""
+    finished = f"Already finished: step {start.step} is the last one of this run, 0 steps were done. More of the same: a larger "
+    finished += "trainer.total_training_steps; anew: run.fresh=true"
+    if start.finished:
+        print(finished)
+        print(json.dumps(summarise(config)), flush=True)
+        return
+    if start.step:
+        print(f"going on from the checkpoint of step {start.step} (start {start.number} of this run)", flush=True)
+    try:
         cluster.join(config)
     except TimeoutError as error:
         sys.exit(f"Cluster error: {error}")
@@ -41,7 +58,10 @@ def main(config: DictConfig) -> None:
     if (step := stop.confirmed(config)) is not None:
         print(f"stopped after step {step}, as {config.run.stop_file} asked; the same command goes on from there")
         sys.exit(stop.STATUS)
-    print(json.dumps(summarise(config)), flush=True)
+    summary = summarise(config)
+    if summary["steps"] == start.step and not config.trainer.val_only:
+        print(finished)
+    print(json.dumps(summary), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,28 @@
-"""Which checkpoints of a run are removed, and when."""
+"""How a checkpoint is written so that it is whole or not there, which are whole, and which are removed, and when."""
 
+import errno
 import inspect
+import json
 import logging
+import os
+import re
 import shutil
+import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from checkpoints import write_checkpoint, write_files
+from omegaconf import OmegaConf
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-from srpo_recipe.records import checkpoint
-from srpo_recipe.records.checkpoint import prune
+from srpo_recipe.records import checkpoint, manifest
+from srpo_recipe.records.checkpoint import newest_whole, pointer, prune
+from srpo_recipe.training import lifecycle
+from srpo_recipe.training.step import SRPOTrainer
+
+REAL_SAVE = PPOTrainer._save_checkpoint
 
 
 def save(folder: Path, step: int, teacher: bool = True, finished: bool = True) -> Path:
@@ -173,10 +186,238 @@ def test_a_checkpoint_that_cannot_be_removed_is_a_warning(run, monkeypatch, capl
     assert "global_step_2" in caplog.text and "Permission denied" in caplog.text and steps(run) == [2, 4, 6, 8, 10]
 
 
-def test_verl_writes_the_tracker_last():
-    """What makes the tracked checkpoint a whole one."""
-    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+# ------------------------------------------------------------------------------------------------- whole, or not there
 
-    source = inspect.getsource(PPOTrainer._save_checkpoint)
+
+class Workers:
+    """The ranks' part of a save, as worker.py has it, on one rank."""
+
+    discard = staticmethod(checkpoint.discard)
+    publish = staticmethod(checkpoint.publish)
+    prune = staticmethod(checkpoint.prune)
+
+
+def trainer_at(folder: Path, step: int, keep: int | None = 1) -> SRPOTrainer:
+    made = SRPOTrainer.__new__(SRPOTrainer)
+    section = {"default_local_dir": str(folder), "max_actor_ckpt_to_keep": keep}
+    made.config, made.global_steps, made.actor_rollout_wg = OmegaConf.create({"trainer": section}), step, Workers()
+    made.told = []
+    made.checkpoint_callback = SimpleNamespace(on_save=lambda **event: made.told.append(event["checkpoint_dir"]))
+    return made
+
+
+@pytest.fixture(autouse=True)
+def verls(monkeypatch):
+    """verl's own part of a save: the files of one rank, data.pt, the tracker, and whoever wants to be told."""
+
+    def save(self):
+        folder = Path(self.config.trainer.default_local_dir)
+        write_files(folder / f"global_step_{self.global_steps}", step=self.global_steps)
+        (folder / checkpoint.TRACKER).write_text(str(self.global_steps))
+        self.checkpoint_callback.on_save(
+            trainer=self, global_step=self.global_steps, checkpoint_dir=str(folder), async_save=False
+        )
+
+    monkeypatch.setattr(PPOTrainer, "_save_checkpoint", save)
+
+
+def test_a_save_ends_with_a_whole_checkpoint_and_nothing_beside_it(tmp_path):
+    trainer = trainer_at(tmp_path, 4)
+    write_checkpoint(tmp_path, 2)
+    trainer._save_checkpoint()
+    assert {path.name for path in tmp_path.iterdir()} == {checkpoint.TRACKER, "global_step_4"}
+    assert pointer(tmp_path) == 4 and manifest.damage(tmp_path / "global_step_4", teacher=True) == []
+    assert trainer.told == [str(tmp_path / "global_step_4")] and trainer.saved_step == 4
+    assert trainer.config.trainer.default_local_dir == str(tmp_path)
+
+
+def test_verl_asks_the_config_where_to_write():
+    """What writing beside the place leans on: every path of a save comes from default_local_dir, and one callback is told."""
+    source = inspect.getsource(REAL_SAVE)
+    assert (
+        source.count("self.config.trainer.default_local_dir") == 2
+        and source.count("self.checkpoint_callback.on_save(") == 2
+    )
     places = [source.index(part) for part in (".save_checkpoint(", '"data.pt"', f'"{checkpoint.TRACKER}"')]
     assert places == sorted(places) and source.rindex(".save_checkpoint(") < places[-1]
+
+
+def killed_at(operation: int, folder: Path, work) -> bool:
+    """Do `work` in a process that ends, as by SIGKILL, before its file operation of this number in the folder. Returns whether it
+    came so far: False when the work was done before.
+    """
+    child = os.fork()
+    if child == 0:
+        seen = [0]
+
+        def audit(event, arguments):
+            of_files = event in ("open", "shutil.rmtree") or event.startswith("os.")
+            if of_files and any(str(folder) in str(one) for one in arguments):
+                seen[0] += 1
+                if seen[0] > operation:
+                    os._exit(9)
+
+        try:
+            sys.addaudithook(audit)
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 9), f"the save raised at operation {operation}"
+    return status == 9
+
+
+@pytest.mark.parametrize("earlier, keep", [([], 1), ([2], 1), ([2, 4], 2)])
+def test_killed_at_any_file_operation_a_whole_checkpoint_is_there(tmp_path, earlier, keep):
+    """Before, a kill between the actor's and the teacher's save left nothing to resume from with one checkpoint kept."""
+    operations, cut = 0, True
+    while cut:
+        folder = tmp_path / f"at-{operations}"
+        for step in earlier:
+            write_checkpoint(folder, step)
+        folder.mkdir(exist_ok=True)
+        cut = killed_at(operations, folder, trainer_at(folder, 6, keep)._save_checkpoint)
+        if earlier:
+            named = pointer(folder)
+            assert named in (earlier[-1], 6), operations
+            assert manifest.damage(folder / f"global_step_{named}", teacher=True) == [], operations
+        left = newest_whole(folder, teacher=True)
+        assert left in (None, *earlier, 6) and (left or not earlier), operations
+        # the next start saves again, and nothing of the cut save is left
+        trainer_at(folder, 8 if left == 6 else 6, keep)._save_checkpoint()
+        found = {path.name for path in folder.iterdir()}
+        kept = sorted({*earlier, *[6] * (left == 6), 8 if left == 6 else 6})[-keep:]
+        assert found == {checkpoint.TRACKER, *(f"global_step_{step}" for step in kept)}, operations
+        shutil.rmtree(folder)
+        operations += 1
+    assert operations > 25
+
+
+def test_a_full_disk_leaves_nothing_half_and_says_what_is_left(tmp_path, monkeypatch):
+    reports: list[str] = []
+    monkeypatch.setattr(lifecycle, "report", reports.append)
+
+    def full(self):
+        write_files(Path(self.config.trainer.default_local_dir) / "global_step_4", teacher=False)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(PPOTrainer, "_save_checkpoint", full)
+    write_checkpoint(tmp_path, 2)
+    trainer = trainer_at(tmp_path, 4)
+    with pytest.raises(RuntimeError) as error:
+        trainer._save_checkpoint()
+    text = str(error.value)
+    for part in (
+        "step 4 could not be written",
+        "No space left on device",
+        "GiB free",
+        f"{tmp_path}/global_step_2",
+        "keep=1",
+    ):
+        assert part in text
+    assert reports[0].startswith(f"The run ended: {text}\nStage: saving after step 4\n")  # what the driver prints last
+    assert {path.name for path in tmp_path.iterdir()} == {checkpoint.TRACKER, "global_step_2"}
+    assert pointer(tmp_path) == 2 and trainer.config.trainer.default_local_dir == str(tmp_path)
+
+
+def test_checkpoints_of_earlier_starts_count(tmp_path):
+    """Before, nine starts with keep=2 left eighteen."""
+    for start in range(9):
+        for step in (2 * start + 1, 2 * start + 2):
+            trainer_at(tmp_path, step, keep=2)._save_checkpoint()
+    assert checkpoint.steps(tmp_path) == [17, 18]
+
+
+# ------------------------------------------------------------------------------------------------------------- damage
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def altered(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+SHARD = "actor/model_world_size_1_rank_0.pt"
+DAMAGES = {
+    "a cut shard": (lambda path: cut(path / SHARD), f"{SHARD} has"),
+    "an altered shard": (lambda path: altered(path / SHARD), f"{SHARD} has other bytes than were written"),
+    "an empty teacher": (
+        lambda path: (path / "teacher" / SHARD[6:]).write_bytes(b""),
+        "teacher/.* has 0 bytes instead of",
+    ),
+    "no teacher": (lambda path: shutil.rmtree(path / "teacher"), "teacher/.* is missing"),
+    "no data.pt": (lambda path: (path / "data.pt").unlink(), "data.pt is missing"),
+    "a cut manifest": (lambda path: cut(path / manifest.NAME), "manifest.json cannot be read"),
+    "a manifest of something else": (
+        lambda path: (path / manifest.NAME).write_text("[]"),
+        "manifest.json cannot be read",
+    ),
+    "nothing": (shutil.rmtree, "is not there"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_is_found_with_the_file(tmp_path, kind):
+    """Before, a traceback of torch after minutes, or another order of the data after one line."""
+    damage, says = DAMAGES[kind]
+    write_checkpoint(tmp_path, 2)
+    path = write_checkpoint(tmp_path, 4)
+    assert manifest.damage(path, teacher=True) == [] and newest_whole(tmp_path) == 4
+    damage(path)
+    (found,) = manifest.damage(path, teacher=True)
+    assert re.search(says, found), found
+    assert newest_whole(tmp_path) == 2
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DAMAGES if "manifest" not in kind and "altered" not in kind])
+def test_damage_of_a_checkpoint_without_a_manifest_is_found(tmp_path, kind):
+    """verl's own, and those of earlier versions: by their shards."""
+    path = write_checkpoint(tmp_path, 4, sealed=False)
+    assert manifest.damage(path, teacher=True) == []
+    DAMAGES[kind][0](path)
+    assert len(manifest.damage(path, teacher=True)) == 1
+
+
+def test_a_shard_of_a_rank_that_is_missing_is_named(tmp_path):
+    path = write_checkpoint(tmp_path, 4, ranks=2, sealed=False)
+    (path / "actor" / "model_world_size_2_rank_1.pt").unlink()
+    assert manifest.damage(path) == [f"{path}/actor/model_world_size_2_rank_1.pt is missing"]
+    assert manifest.ranks(path) == 2
+
+
+def test_a_teacher_is_asked_for_where_the_method_has_one(tmp_path):
+    path = write_checkpoint(tmp_path, 4, teacher=False)
+    assert manifest.damage(path) == []
+    assert "without an EMA teacher" in manifest.damage(path, teacher=True)[0]
+    assert newest_whole(tmp_path) == 4 and newest_whole(tmp_path, teacher=True) is None
+
+
+def test_of_a_large_file_the_ends_are_hashed(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "WHOLE_BYTES", 100)
+    monkeypatch.setattr(manifest, "END_BYTES", 40)
+    write_files(tmp_path / "global_step_2")
+    large = tmp_path / "global_step_2" / "actor" / "large.bin"
+    large.write_bytes(bytes(1000))
+    manifest.seal(tmp_path / "global_step_2", 2)
+    entry = json.loads((tmp_path / "global_step_2" / manifest.NAME).read_text())["files"]["actor/large.bin"]
+    assert entry["bytes"] == 1000 and "ends" in entry and "sha256" not in entry
+    for place, found in ((10, True), (990, True), (500, False)):
+        content = bytearray(1000)
+        content[place] = 1
+        large.write_bytes(content)
+        assert bool(manifest.damage(tmp_path / "global_step_2")) == found
+
+
+@pytest.mark.parametrize(
+    "text, says", [("", "is empty"), ("abc", "names no step: it holds 'abc'"), ("-1", "names no step")]
+)
+def test_a_pointer_that_names_no_step_is_an_error(tmp_path, text, says):
+    assert pointer(tmp_path) is None
+    (tmp_path / checkpoint.TRACKER).write_text(text)
+    with pytest.raises(ValueError, match=says):
+        pointer(tmp_path)

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 
+from srpo_recipe.records import checkpoint, manifest
 from srpo_recipe.records.metrics_file import read_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
@@ -173,6 +174,29 @@ def test_a_resumed_run_continues_the_metrics(whole, resumed):
         assert len(of_the_method) > 40
         for key in of_the_method:
             assert other[key] == one[key], (one["step"], key)
+
+
+def test_each_start_is_recorded_and_each_checkpoint_whole(resumed):
+    """The lock of the killed driver was recognised as left over."""
+    starts = [json.loads(path.read_text()) for path in sorted((resumed / "starts").iterdir())]
+    assert [start["resumed_step"] for start in starts] == [0, 2] and starts[0]["counted"] == starts[1]["counted"]
+    assert checkpoint.steps(resumed / "checkpoints") == [1, 2, 3] and not (resumed / "lock.json").exists()
+    for step in (1, 2, 3):
+        path = checkpoint.step_folder(resumed / "checkpoints", step)
+        assert (path / manifest.NAME).is_file() and manifest.damage(path, teacher=True) == []
+        assert manifest.ranks(path) == RANKS
+
+
+def test_the_same_command_again_is_finished_and_another_one_refused(resumed):
+    """Neither starts Ray. Before, the first one printed the old result after zero steps, and so did the second."""
+    before = (resumed / "metrics.jsonl").read_bytes()
+    text = train(resumed.parent)
+    assert "Already finished: step 3 is the last one of this run, 0 steps were done" in text and "Ray" not in text
+    assert json.loads(text.splitlines()[-1])["steps"] == STEPS
+    assert start(resumed.parent, "srpo.beta=3").wait(timeout=100) == 1
+    text = (resumed.parent / "log.txt").read_text()
+    assert "belongs to a run with other settings" in text and "srpo.beta  1.0 -> 3.0" in text
+    assert (resumed / "metrics.jsonl").read_bytes() == before and len(list((resumed / "starts").iterdir())) == 3
 
 
 # ------------------------------------------------------------------------------- several optimiser steps, validation alone

@@ -283,7 +283,7 @@ def test_the_teacher_survives_a_checkpoint(runs, world):
 def test_a_checkpoint_without_the_teacher_is_refused(runs, tmp_path):
     actor_path = runs[2]["actor_path"]
     require_teacher(actor_path, world_size=2, rank=1)
-    with pytest.raises(FileNotFoundError, match="model_world_size_4_rank_1.pt.*trainer.resume_mode=disable"):
+    with pytest.raises(FileNotFoundError, match="model_world_size_4_rank_1.pt.*run.fresh=true"):
         require_teacher(actor_path, world_size=4, rank=1)  # written by another number of ranks
     (tmp_path / "global_step_3" / "actor").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match=f"{tmp_path / 'global_step_3'} has no EMA teacher"):

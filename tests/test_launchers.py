@@ -175,6 +175,28 @@ def test_a_sweep_is_an_array_of_its_table(fake_slurm, sweep_name, tmp_path):
     assert f"srpo-sums-seed1, in {folder}/srpo-sums-seed1" in element
 
 
+def test_a_sweep_has_an_axis_for_any_key(fake_slurm, sweep_name, tmp_path):
+    axes = ["--axis", "srpo.beta=1 3", "--axis", "actor_rollout_ref.actor.optim.lr=1e-6 [2,5]"]
+    launch("sweep.sh", "--name", sweep_name, *axes, **fake_slurm)
+    words = (tmp_path / "arguments").read_text().splitlines()
+    (table,) = (Path(word.split("SRPO_SWEEP=")[1]) for word in words if "SRPO_SWEEP=" in word)
+    rows = [line.split() for line in table.read_text().splitlines()]
+    lr = "actor_rollout_ref.actor.optim.lr"
+    assert [row[-2:] for row in rows] == [
+        ["srpo.beta=1", f"{lr}=1e-6"],
+        ["srpo.beta=1", f"{lr}=[2,5]"],
+        ["srpo.beta=3", f"{lr}=1e-6"],
+        ["srpo.beta=3", f"{lr}=[2,5]"],
+    ]
+    names = [row[4] for row in rows]
+    assert (
+        names[0] == "run.name=srpo-sums-seed42-beta1-lr1e-6" and names[3] == "run.name=srpo-sums-seed42-beta3-lr_2_5_"
+    )
+    same = ["--axis", "srpo.teacher.template=a,b a;b"]
+    assert "two points of the axes have one name" in launch("sweep.sh", *same, status=1, **fake_slurm)
+    assert "--axis takes KEY=VALUE" in launch("sweep.sh", "--axis", "srpo.beta", status=1)
+
+
 def test_a_sweep_overwrites_nothing(fake_slurm, sweep_name, tmp_path):
     arguments = ["--name", sweep_name, "--seeds", "1 2"]
     launch("sweep.sh", *arguments, "--", "srpo.beta=1", **fake_slurm)

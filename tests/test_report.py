@@ -15,6 +15,7 @@ from srpo_recipe.run import compare
 from srpo_recipe.run import summary as report
 from srpo_recipe.run.routing_metrics import agent_seconds, routing, verification
 from srpo_recipe.run.step_log import FIRST_STEPS, StepLog
+from srpo_recipe.settings.compose import compose_config
 from srpo_recipe.settings.schema import SRPOConfig
 
 KEY = "val-core/sums/acc/mean@4"
@@ -389,3 +390,52 @@ def test_runs_of_different_length_are_compared_where_both_have_values(several):
 def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(SystemExit, match="no finished run"):
         compare.load(tmp_path)
+
+
+@pytest.fixture
+def settings_differ(tmp_path):
+    """srpo with beta 1 (seeds 1 and 2, and 2 once more) and with beta 5 (seed 1), and grpo, each with its config."""
+    base = compose_config(["hardware=cpu"])
+    runs = [
+        ("a", "srpo", 1, 1.0),
+        ("b", "srpo", 2, 1.0),
+        ("c", "srpo", 2, 1.0),
+        ("d", "srpo", 1, 5.0),
+        ("e", "grpo", 1, 1.0),
+    ]
+    for name, method, seed, beta in runs:
+        report.summarise(write_run(tmp_path / name, method, seed))
+        base.srpo.seed, base.srpo.beta, base.run.name, base.method.name = seed, beta, name, method
+        base.trainer.total_training_steps = 40 + seed
+        (tmp_path / name / "config.yaml").write_text(OmegaConf.to_yaml(base, resolve=True))
+    return tmp_path
+
+
+def test_runs_are_grouped_by_what_differs(settings_differ, monkeypatch, capsys):
+    """Before, beta 1 and beta 5 became one row, with a seed twice in it."""
+    monkeypatch.setattr(sys, "argv", ["compare", str(settings_differ)])
+    compare.main()
+    rows = json.loads((settings_differ / "comparison.json").read_text())
+    found = {row["method"]: row["seeds"] for row in rows}
+    assert found == {"grpo": [1], "srpo, beta=1.0": [1, 2, 2], "srpo, beta=5.0": [1]}
+    assert "WARNING srpo, beta=1.0: seed 2 ran in b and c: not a second sample" in capsys.readouterr().out
+
+
+def test_a_run_whose_settings_are_not_known_is_not_mixed_with_others(settings_differ):
+    (settings_differ / "b" / "config.yaml").unlink()
+    assert set(compare.load(settings_differ)) == {"grpo", "srpo, settings unknown", "srpo, beta=1.0", "srpo, beta=5.0"}
+
+
+def test_a_run_without_a_held_out_accuracy_is_named(several, monkeypatch):
+    path = several / "a" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metric": None}))
+    monkeypatch.setattr(sys, "argv", ["compare", str(several)])
+    with pytest.raises(SystemExit, match="no held-out accuracy to compare by in a"):
+        compare.main()
+
+
+def test_a_line_that_cannot_be_read_costs_itself_alone(tmp_path, caplog):
+    """Before, everything after it was dropped in silence."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "a{"step": 3}\n{"step": 4}\n')
+    assert [entry["step"] for entry in read_lines(path)] == [1, 4] and "line 2 cannot be read" in caplog.text

@@ -8,11 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from checkpoints import write_files
 from cluster_runs import SETTINGS, environment, steps, until
 from omegaconf import OmegaConf
+from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
+from srpo_recipe.records import checkpoint
 from srpo_recipe.run import stop
 from srpo_recipe.training.step import SRPOTrainer
 
@@ -31,8 +34,18 @@ def trainer(config, monkeypatch):
     made.watchdog = SimpleNamespace(guard=lambda stage: nullcontext())
     made.calls = []
     # ONE_TO_ALL: every rank is asked
-    made.actor_rollout_wg = SimpleNamespace(prune=lambda folder, keep: made.calls.append(("prune", folder, keep)))
-    monkeypatch.setattr(PPOTrainer, "_save_checkpoint", lambda self: self.calls.append("save"))
+    made.actor_rollout_wg = SimpleNamespace(
+        discard=checkpoint.discard,
+        publish=checkpoint.publish,
+        prune=lambda folder, keep: made.calls.append(("prune", folder, keep)),
+    )
+    made.checkpoint_callback = CheckpointCallback()
+
+    def save(self):
+        self.calls.append("save")
+        write_files(Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}")
+
+    monkeypatch.setattr(PPOTrainer, "_save_checkpoint", save)
     monkeypatch.setattr(PPOTrainerSync, "on_step_end", lambda self: self.calls.append("sync"))
     return made
 

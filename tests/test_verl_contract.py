@@ -39,6 +39,7 @@ NAMES = {
     # trainer
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync": "config",
     "verl.trainer.ppo.utils:Role": None,
+    "verl.trainer.ppo.checkpoint_callback:CheckpointCallback": "config",
     "verl.utils.debug:marked_timer": "name timing_raw color domain category",
     "verl.utils.seqlen_balancing:log_seqlen_unbalance": "seqlen_list partitions prefix",
     "transfer_queue:init": "conf",
@@ -107,6 +108,9 @@ METHODS = {
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._setup": "self",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._load_checkpoint": "self",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._save_checkpoint": "self",
+    "verl.trainer.ppo.checkpoint_callback:CheckpointCallback.on_save": (
+        "self trainer global_step checkpoint_dir async_save kwargs"
+    ),
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer.fit": "self agent_loop_manager",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer.on_sample_begin": "self",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync.on_sample_end": "self",

@@ -311,3 +311,22 @@ def test_killed_server_ends_the_run(tmp_path):
     assert text.strip() in (tmp_path / "log").read_text()
     time.sleep(5)
     assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_disk_that_takes_no_failure_file_hides_no_cause(tmp_path, monkeypatch, capsys):
+    """Before, the reporter's own traceback took the place of the cause."""
+
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("srpo_recipe.training.watch.driver.write_whole", full)
+    monkeypatch.setattr(
+        "srpo_recipe.training.watch.driver.reported", lambda: "The run ended: the disk is full\n\nmore\n"
+    )
+    with pytest.raises(SystemExit), ended_clearly(str(tmp_path)):
+        raise RuntimeError("anything")
+    last = capsys.readouterr().err.splitlines()[-2:]
+    assert last == [
+        "The run ended: the disk is full",
+        f"{tmp_path}/failure.txt could not be written: No space left on device",
+    ]

@@ -17,6 +17,23 @@ if TYPE_CHECKING:
 BATCH_ROWS = 2000
 
 
+def sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk before this returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """As `write_whole`, and on the disk when this returns: a machine that loses its power keeps the old file or the new."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+        sync(partial)
+    sync(path.parent)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A place beside `path` to write a file to; it becomes `path` when the block ends, and is removed when it raises.

@@ -1,12 +1,16 @@
 """The file of a run's metrics, one JSON object a step."""
 
 import json
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from srpo_recipe.records.files import write_whole
+
+logger = logging.getLogger(__name__)
 
 
 class JsonLines:
@@ -23,17 +27,27 @@ class JsonLines:
     def log(self, data: dict[str, Any], step: int) -> None:
         """Append one line {"step": step, metric: number, ...}; values that are no numbers are left out."""
         numbers = {key: float(value) for key, value in data.items() if isinstance(value, int | float | np.number)}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **numbers}) + "\n")
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **numbers}) + "\n")
+        except OSError:  # a full disk: no half line, behind which the next one would be lost
+            os.truncate(self.path, size)
+            raise
 
 
 def read_lines(path: str | Path) -> list[dict]:
-    """Metrics written by JsonLines, in order. A last line cut by a kill is left out; a missing file has no lines."""
+    """Metrics written by JsonLines, in order. A last line cut by a kill is left out; a missing file has no lines.
+
+    A line that cannot be read before the last one is left out with a warning.
+    """
     path = Path(path)
+    texts = path.read_text().splitlines() if path.exists() else []
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for number, text in enumerate(texts, 1):
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
-            break
+            if number < len(texts):
+                logger.warning("%s line %d cannot be read and is left out: %.80s", path, number, text)
     return lines

@@ -1,6 +1,6 @@
 """Several runs side by side: `python -m srpo_recipe.run.compare DIR` reads DIR/*/summary.json and their metrics.
 
-Writes DIR/comparison.md (one row per method, mean and spread over seeds), DIR/comparison.json and DIR/comparison.png,
+Writes DIR/comparison.md (one row per method and setting, mean and spread over seeds), DIR/comparison.json and DIR/comparison.png,
 the laptop edition of the paper's Figure 1: held-out accuracy against steps, and the teacher's entropy.
 """
 
@@ -8,24 +8,73 @@ import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from srpo_recipe.records.figures import COLORS, pyplot
 from srpo_recipe.records.files import write_whole
 from srpo_recipe.records.metrics_file import read_lines
+from srpo_recipe.run.counted import ABSENT, differences, shown
+from srpo_recipe.run.folder import Refused, settings_of
+from srpo_recipe.run.neutral import RISING, SEEDS
 from srpo_recipe.run.summary import series
 
 
 def load(folder: Path) -> dict[str, list[dict]]:
-    """Finished runs by method, each its summary with the metrics under "lines", in order of the seed."""
-    runs = defaultdict(list)
+    """Finished runs by what they are runs of, each its summary with the metrics under "lines", in order of the seed.
+
+    Runs that differ in their seeds and their length alone are runs of the same. The name is the method's and, where one method
+    ran with several settings, what they differ in.
+    """
+    found: dict[str, list[list[dict]]] = defaultdict(list)
     for path in sorted(folder.glob("*/summary.json")):
         summary = json.loads(path.read_text())
-        runs[summary["method"]].append({**summary, "lines": read_lines(path.parent / "metrics.jsonl")})
-    if not runs:
+        run = {**summary, "folder": path.parent.name, "lines": read_lines(path.parent / "metrics.jsonl")}
+        run["settings"] = _settings(path.parent)
+        groups = found[summary["method"]]
+        same = next((group for group in groups if not _differing(group[0], run)), None)
+        groups.append([run]) if same is None else same.append(run)
+    if not found:
         raise SystemExit(f"no finished run (*/summary.json) under {folder}")
-    return {method: sorted(found, key=lambda run: run["seed"]) for method, found in sorted(runs.items())}
+    named = {_name(method, group, groups): group for method, groups in sorted(found.items()) for group in groups}
+    return {name: sorted(runs, key=lambda run: run["seed"]) for name, runs in named.items()}
+
+
+def _settings(folder: Path) -> dict[str, Any] | None:
+    """The settings that count of a run but its seeds and its length; None where nothing tells them."""
+    try:
+        settings = settings_of(folder)
+    except Refused as error:
+        raise SystemExit(str(error)) from error
+    return settings and {key: value for key, value in settings.items() if key not in (*SEEDS, *RISING)}
+
+
+def _differing(one: dict, other: dict) -> list[str]:
+    """The keys in which two runs differ."""
+    if one["settings"] is None or other["settings"] is None:
+        return [] if one["settings"] is other["settings"] else ["settings"]
+    return [key for key, *_ in differences(one["settings"], other["settings"])]
+
+
+def _name(method: str, group: list[dict], groups: list[list[dict]]) -> str:
+    keys = sorted({key for other in groups for key in _differing(groups[0][0], other[0])})
+    settings = group[0]["settings"]
+    if settings is None:
+        return f"{method}, settings unknown" if keys else method
+    known = [key for key in keys if key != "settings"]
+    return ", ".join([method, *(f"{key.rpartition('.')[2]}={shown(settings.get(key, ABSENT))}" for key in known)])
+
+
+def repeated(runs: dict[str, list[dict]]) -> list[str]:
+    """A sentence for each seed that counts twice in a row: such runs say nothing of the spread."""
+    found = []
+    for name, group in runs.items():
+        folders = defaultdict(list)
+        for run in group:
+            folders[run["seed"]].append(run["folder"])
+        found += [f"{name}: seed {seed} ran in {' and '.join(of)}" for seed, of in folders.items() if len(of) > 1]
+    return found
 
 
 def curve(runs: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -75,14 +124,19 @@ def draw(runs: dict[str, list[dict]], path: Path) -> None:
     """Accuracy, teacher entropy and response length against steps: mean over seeds, band from the worst to the best."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.5))
-    for method, found in runs.items():
+    lines: dict[str, int] = defaultdict(int)  # of each method: one colour, a style for each of its settings
+    for name, found in runs.items():
+        method = found[0]["method"]
+        style = ("-", "--", ":", "-.")[lines[method] % 4]
+        lines[method] += 1
         panels = (found[0]["metric"], "actor/distill/teacher_entropy", "route/response_length")
         for axis, key in zip(axes, panels, strict=True):
             steps, values = curve(found, key)
             if not len(steps):
                 continue
             color = COLORS.get(method)
-            axis.plot(steps, values.mean(0), color=color, label=f"{method}, {len(found)} seed{'s' * (len(found) > 1)}")
+            label = f"{name}, {len(found)} seed{'s' * (len(found) > 1)}"
+            axis.plot(steps, values.mean(0), style, color=color, label=label)
             axis.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15)
     for axis, title in zip(
         axes, ("held-out accuracy", "teacher entropy (nats)", "response length (tokens)"), strict=True
@@ -99,10 +153,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the runs lie, each in a folder of its own")
     folder = parser.parse_args().folder
     runs = load(folder)
-    rows = [row(method, found) for method, found in runs.items()]
+    if mute := [run["folder"] for found in runs.values() for run in found if run["metric"] is None]:
+        raise SystemExit(
+            f"no held-out accuracy to compare by in {', '.join(mute)}: it was run with trainer.test_freq=-1"
+        )
+    rows = [row(name, found) for name, found in runs.items()]
     write_whole(folder / "comparison.json", json.dumps(rows, indent=1) + "\n")
     write_whole(folder / "comparison.md", table(rows))
     draw(runs, folder / "comparison.png")
+    for text in repeated(runs):
+        print(f"WARNING {text}: not a second sample", flush=True)
     print(table(rows) + f"\n{folder / 'comparison.md'}\n{folder / 'comparison.png'}")
 
 

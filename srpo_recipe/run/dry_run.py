@@ -4,34 +4,18 @@ Prints the versions, the commit, the run's folder and the method's table, as the
 mend for a configuration that the run would refuse. With --versions alone it prints versions and commit.
 """
 
-import subprocess
 import sys
-from pathlib import Path
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from srpo_recipe.machine import installed_version
 from srpo_recipe.records.tables import print_table
+from srpo_recipe.records.versions import versions
+from srpo_recipe.run import folder
+from srpo_recipe.run.prepare import fill
 from srpo_recipe.settings.compose import compose_config
 from srpo_recipe.settings.describe import describe
 from srpo_recipe.settings.rules import check
-
-PACKAGES = ("srpo_recipe", "verl", "ray", "vllm", "torch", "transformers")
-
-
-def versions() -> list[tuple[str, str]]:
-    """Name and version of the packages that matter and are installed, and the checkout's commit."""
-    found = [(name, version) for name in PACKAGES if (version := installed_version(name))]
-    return [("python", sys.version.split()[0]), *found, ("commit", _commit())]
-
-
-def _commit() -> str:
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "not a git checkout"
 
 
 def main(overrides: list[str]) -> None:
@@ -46,6 +30,13 @@ def main(overrides: list[str]) -> None:
     except (ValueError, OmegaConfBaseException) as error:
         sys.exit(f"Configuration error: {error}")
     print_table([*describe(config, settings), ("run", f"{config.run.name}, in {config.run.dir}")])
+    fill(config)
+    try:
+        step, finished = folder.look(config)
+    except folder.Refused as error:
+        sys.exit(f"Would not start: {error}")
+    if step:
+        print_table([("goes on", f"from step {step}" + (", the last one: already finished" if finished else ""))])
 
 
 if __name__ == "__main__":

@@ -8,22 +8,31 @@ import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from srpo_recipe.records.training_rows import require_index
-from srpo_recipe.run import stop
 from srpo_recipe.settings.wire import wire
 
 PACKAGE = Path(__file__).parents[1]
 
 
 def prepare(config: DictConfig) -> None:
-    """Fill in what only this process knows: paths inside the package, the run's folder and clock, embedded data.
+    """Fill the config in, write embedded data, and look at the rows.
 
-    Raises ValueError for rows that verl's loader would take and that cannot be trained on.
+    Writes nothing into the run's folder: whether this run may have it is asked later (folder.py). Raises ValueError for rows
+    that verl's loader would take and that cannot be trained on.
     """
+    fill(config)
+    if config.task.get("generate"):
+        hydra.utils.instantiate(config.task.generate)
+    _check_rows(config.data)
+
+
+def fill(config: DictConfig) -> None:
+    """Fill in what only this process knows: paths inside the package, the run's folder and clock. Writes nothing."""
     with open_dict(config):
         # Absolute first: other processes, perhaps on other nodes, read the paths that are built from these.
         config.run.root = str(Path(config.run.root).absolute())
         config.run.dir = str(Path(config.run.dir).absolute())
         config.run.stop_file = str(Path(config.run.stop_file).absolute())
+        config.trainer.default_local_dir = str(Path(config.trainer.default_local_dir).absolute())
         if os.environ.get("RAY_ADDRESS"):  # a cluster that runs has its resources
             config.ray_kwargs.ray_init.update(num_cpus=None, num_gpus=None)
         OmegaConf.resolve(config)
@@ -32,13 +41,6 @@ def prepare(config: DictConfig) -> None:
         config.actor_rollout_ref.srpo = config.srpo
         agent = config.actor_rollout_ref.rollout.agent
         agent.agent_loop_config_path = agent.agent_loop_config_path or str(PACKAGE / "agent_loops.yaml")
-    run_dir = Path(config.run.dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    stop.clear(config)
-    if config.task.get("generate"):
-        hydra.utils.instantiate(config.task.generate)
-    _check_rows(config.data)
-    OmegaConf.save(config, run_dir / "config.yaml")
 
 
 def _check_rows(data: DictConfig) -> None:

@@ -17,10 +17,13 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     from hydra.errors import HydraException
 
     import srpo_recipe.settings.schema  # noqa: F401  (registers the schema of the section srpo)
+    from srpo_recipe.settings.run import overridden
 
     try:
         with initialize_config_module("srpo_recipe_config", version_base=None):
-            return compose("srpo", overrides=list(overrides))
+            config = compose("srpo", overrides=list(overrides))
+            config.run.overridden = overridden(overrides)
+            return config
     except HydraException as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         raise ValueError(f"{error}{cause}") from error

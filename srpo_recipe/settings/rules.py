@@ -19,6 +19,7 @@ from srpo_recipe.settings.refusals import (
     Key,
     Refusal,
 )
+from srpo_recipe.settings.run import check as check_resume
 from srpo_recipe.settings.schema import SRPOConfig, is_count
 from srpo_recipe.settings.wire import check as check_verifier
 from srpo_recipe.verify.settings import require
@@ -42,6 +43,7 @@ def check(config: DictConfig) -> SRPOConfig:
     check_old_policy(config)
     check_correction(config)
     check_run(config)
+    check_resume(config)
     return settings
 
 

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from srpo_recipe.method.demonstrations import DEMONSTRATION_CHOICES
 from srpo_recipe.method.route import ROUTE_RULES
+from srpo_recipe.settings import run as _run  # noqa: F401  (registers the schema of the section run)
 from srpo_recipe.verify.settings import VerifierConfig, require
 
 TEACHER_TEMPLATE = "{prompt}\nCorrect solution:\n\n{demonstration}\n\nCorrectly solve the original question."

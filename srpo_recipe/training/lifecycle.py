@@ -1,6 +1,7 @@
 """What surrounds a step: how the trainer is built, watched, logged, saved, resumed and stopped."""
 
 import ray
+from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug import marked_timer
@@ -8,17 +9,21 @@ from verl.utils.debug import marked_timer
 from srpo_recipe.eval.validation import validation_metrics
 from srpo_recipe.method.decision import Routing
 from srpo_recipe.method.self_teacher import TeacherPromptBuilder
+from srpo_recipe.records import checkpoint, manifest
 from srpo_recipe.records.metrics_file import JsonLines
 from srpo_recipe.run import stop
 from srpo_recipe.run.step_log import StepLog
 from srpo_recipe.settings.read import from_plain, old_policy
 from srpo_recipe.training.fields import NO_CAP
+from srpo_recipe.training.watch.report import OTHER, compose, error_text, report
 from srpo_recipe.training.watch.trainer_watch import Watchdog
 from srpo_recipe.training.worker import SRPOWorker
 
 
 class LifecycleTrainer(PPOTrainerSync):
     """verl's synchronous trainer with a self-teacher beside the actor, our logs, and runs that end clearly."""
+
+    checkpoint_callback: CheckpointCallback
 
     def __init__(self, config):
         self.srpo = from_plain(config.srpo)
@@ -103,12 +108,39 @@ class LifecycleTrainer(PPOTrainerSync):
         self.resumed_step = self.saved_step = self.global_steps
 
     def _save_checkpoint(self):
-        """verl's, whole; only then the oldest ones go."""
-        super()._save_checkpoint()
-        self.saved_step = self.global_steps
-        trainer = self.config.trainer
+        """verl's, written beside its place and put there when it is whole; only then the oldest ones go (records/checkpoint.py).
+
+        Raises RuntimeError, with the cause and the last whole checkpoint, where it cannot be written.
+        """
+        trainer, step, workers = self.config.trainer, self.global_steps, self.actor_rollout_wg
+        folder = trainer.default_local_dir
+        workers.discard(folder, step)
+        try:
+            self._write_checkpoint(folder, step)
+            workers.publish(folder, step)
+            checkpoint.point(folder, step)
+        except Exception as error:
+            workers.discard(folder)
+            text = checkpoint.not_written(folder, step, error)
+            report(compose(text, f"saving after step {step}", error_text(error), OTHER))
+            raise RuntimeError(text) from error
+        self.saved_step = step
         keep = 1 if trainer.get("remove_previous_ckpt_in_save", False) else trainer.max_actor_ckpt_to_keep
-        self.actor_rollout_wg.prune(trainer.default_local_dir, keep)
+        workers.prune(folder, keep)
+        self.checkpoint_callback.on_save(
+            trainer=self, global_step=step, checkpoint_dir=str(checkpoint.step_folder(folder, step)), async_save=False
+        )
+
+    def _write_checkpoint(self, folder: str, step: int):
+        """verl's files and their manifest, in the partial folder. verl's callback is told later, when they are in place."""
+        trainer = self.config.trainer
+        told = self.checkpoint_callback
+        trainer.default_local_dir, self.checkpoint_callback = f"{folder}/{checkpoint.PARTIAL}", CheckpointCallback()
+        try:
+            super()._save_checkpoint()
+            manifest.seal(checkpoint.step_folder(trainer.default_local_dir, step), step)
+        finally:
+            trainer.default_local_dir, self.checkpoint_callback = folder, told
 
     # ----------------------------------------------------------------------------------------------- stages of the run
 

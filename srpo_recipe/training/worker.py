@@ -102,6 +102,18 @@ class SRPOWorker(ActorRolloutRefWorker):
             self.ref.engine.save_checkpoint(checkpoint.teacher_path(local_path), None, global_step)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def discard(self, folder: str, step: int | None = None):
+        """Remove what a save left that was cut, on every machine."""
+        checkpoint.discard(folder, step)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def publish(self, folder: str, step: int):
+        """Give the checkpoint that was just written its place, on every machine: those that do not share the driver's folder have
+        parts of their own.
+        """
+        checkpoint.publish(folder, step)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def prune(self, folder: str, keep: int | None):
         """Remove the oldest checkpoints but `keep`, once the newest is whole. A machine that does not share the driver's folder
         keeps its part of all: it cannot tell which are whole.

@@ -23,11 +23,20 @@ def ended_clearly(run_dir: str):
     except Exception as error:
         text = cause_of(error)
         ray.shutdown()  # ends the run's processes, and their output
-        write_whole(path, text)
+        place = _kept(path, text)
         sys.stdout.flush()
         summary = text.split("\n\n")[0]
-        print(f"\n{text}\n{summary}\nAll of this is in {path}", file=sys.stderr, flush=True)
+        print(f"\n{text}\n{summary}\n{place}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+
+
+def _kept(path: Path, text: str) -> str:
+    """Write the failure's file; a full disk, which may be the cause, does not hide it."""
+    try:
+        write_whole(path, text)
+    except OSError as error:
+        return f"{path} could not be written: {error.strerror}"
+    return f"All of this is in {path}"
 
 
 def cause_of(error: Exception) -> str:

@@ -1,0 +1,98 @@
+"""The settings of a run's folder: every default once, every wrong value refused with its mend."""
+
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from srpo_recipe.verify.settings import require
+
+AUTO, ANYWAY = "auto", "anyway"
+
+# A default name carries what was overridden in these. The seed stands in the name already.
+NAMED = re.compile(
+    r"(srpo|method|algorithm)\..+|actor_rollout_ref\.actor\.(optim\..+|clip_ratio.*|ppo_epochs|ppo_mini_batch_size)"
+    r"|actor_rollout_ref\.rollout\.(n|temperature|top_k|top_p)|data\.train_batch_size"
+)
+NOT_NAMED = ("srpo.seed", "srpo.chunk_megabytes", "srpo.poll_seconds", "srpo.stall_seconds", "srpo.collapse_ratio")
+LONGEST_VALUE, LONGEST_SUFFIX = 24, 120
+
+
+@dataclass
+class RunConfig:
+    """Where a run lives, and how it is started again. Everything that it writes is under `dir`."""
+
+    # A second run of the same name goes on from the checkpoint of the first. Default names carry what the command line sets
+    # in the method.
+    name: Any = "${method.name}-${task.name}-seed${srpo.seed}${run.overridden}"
+    root: Any = "outputs"
+    dir: str = "${run.root}/${run.name}"
+    # Part of the default name; filled in from the command line.
+    overridden: str = "${srpo_overridden:}"
+    # auto goes on from the newest checkpoint of a folder with the same settings; anyway does so with other settings, too; a
+    # number is the step of the checkpoint to go on from.
+    resume: Any = AUTO
+    # Move the folder of an earlier run of this name to run.root/old, and start at step 0.
+    fresh: bool = False
+    # Seconds since the epoch at which the command was given; 0 means when the config was composed.
+    started_at: float = 0
+    # Make this file, and the run writes a checkpoint after its current step and ends with status 75.
+    stop_file: str = "${run.dir}/STOP"
+    # How long a run waits for its nodes to join the cluster that RAY_ADDRESS names.
+    wait_seconds: float = 600
+    # Groups of rollouts that each training step writes into run.dir/samples, token by token, and questions that each
+    # validation does; `python -m srpo_recipe.inspect` shows them. 0 for none.
+    samples: int = 2
+
+
+ConfigStore.instance().store(group="run", name="schema", node=RunConfig)
+
+
+def check(config: DictConfig) -> None:
+    """Raise ValueError, with the mend, for a way to resume that is none or that contradicts another setting."""
+    resume, mode = config.run.resume, config.trainer.resume_mode
+    step = isinstance(resume, int) and not isinstance(resume, bool)
+    require(
+        resume in (AUTO, ANYWAY) or (step and resume > 0),
+        f"run.resume={resume}: set it to auto, to anyway (go on although settings differ), or to a checkpoint's step",
+    )
+    require(
+        not (config.run.fresh and resume != AUTO),
+        f"run.fresh=true starts at step 0 and run.resume={resume} goes on: leave one of them out",
+    )
+    require(
+        not step or mode == "auto",
+        f"run.resume={resume} chooses the checkpoint, and so does trainer.resume_mode={mode}: leave trainer.resume_mode at "
+        "auto",
+    )
+
+
+def overridden(overrides: Sequence[str]) -> str:
+    """What a default name ends with: `-beta3` for srpo.beta=3, for each override of the method; empty without any."""
+    parts = []
+    for override in overrides:
+        key, equals, value = override.lstrip("+").partition("=")
+        if equals and NAMED.fullmatch(key) and key not in NOT_NAMED:
+            parts.append(f"-{key.rpartition('.')[2]}{_short(value, LONGEST_VALUE)}")
+    return _short("".join(parts), LONGEST_SUFFIX)
+
+
+def _short(text: str, longest: int) -> str:
+    """Text for a file name; what had to change in it, or was too long, is told apart by a checksum."""
+    clean = re.sub(r"[^A-Za-z0-9._+-]+", "_", text)
+    if clean == text and len(text) <= longest:
+        return text
+    return f"{clean[: longest - 9]}_{zlib.crc32(text.encode()):08x}"
+
+
+def _typed() -> str:
+    """Of the command line that Hydra took; elsewhere `compose_config` sets run.overridden."""
+    return overridden(HydraConfig.get().overrides.task) if HydraConfig.initialized() else ""
+
+
+OmegaConf.register_new_resolver("srpo_overridden", _typed, replace=True)
