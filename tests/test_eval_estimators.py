@@ -212,6 +212,7 @@ def test_the_trainer_validates_by_this_code():
     ours, verls = (trainer._val_metrics_update for trainer in (SRPOTrainer, PPOTrainerSync))
     assert ours is not verls and list(inspect.signature(ours).parameters) == list(inspect.signature(verls).parameters)
     trainer = SRPOTrainer.__new__(SRPOTrainer)
+    trainer.sampled_groups, trainer.held_out = 0, ([], [], [])
     trainer.srpo = type("Settings", (), {"correct_threshold": 0.5, "seed": 7})
     rows = rows_of(questions_of(0), "sums")
     sources, uids, acc, answers = (list(column) for column in zip(*rows, strict=True))

@@ -51,7 +51,9 @@ class SampledTrainer(LifecycleTrainer):
         super()._maybe_log_val_generations(inputs, outputs, scores)
         self.held_out = inputs, outputs, scores
 
-    def _val_metrics_update(self, data_sources, sample_uids, reward_extra_infos_dict, *args, **kwargs):
+    def _val_metrics_update(
+        self, data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts=None
+    ):
         prompts, responses, rewards = self.held_out
         self.held_out = [], [], []
         if self.sampled_groups:
@@ -59,7 +61,9 @@ class SampledTrainer(LifecycleTrainer):
             uids, infos = list(map(str, sample_uids)), reward_extra_infos_dict
             rows = shown.held_out_rows(uids, prompts, responses, rewards, infos, self.sampled_groups, seed, threshold)
             self._write(samples.HELD_OUT, rows)
-        return super()._val_metrics_update(data_sources, sample_uids, reward_extra_infos_dict, *args, **kwargs)
+        return super()._val_metrics_update(
+            data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts
+        )
 
     def _write(self, split: str, rows: list[dict]) -> None:
         """A file that cannot be written is a warning and no error: the run itself is well."""
