@@ -18,7 +18,7 @@ from srpo_recipe.eval import evaluate as evaluation
 from srpo_recipe.eval import model, report, scoring
 from srpo_recipe.eval.estimators import Samples, estimate
 from srpo_recipe.eval.questions import Question, load
-from srpo_recipe.eval.sampling import Prompts, Response, default_engine, sample_seed
+from srpo_recipe.eval.sampling import Prompts, Response, Sampler, default_engine, sample_seed
 from srpo_recipe.eval.store import Store
 from srpo_recipe.starter import sums
 from srpo_recipe.verify.settings import VerifierConfig
@@ -444,6 +444,9 @@ def test_the_engine_on_a_cpu_is_that_of_training(monkeypatch):
     assert set(engine) >= {"enforce_eager", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes"}
     monkeypatch.setenv("SRPO_PLATFORM", "gpu")
     assert default_engine() == {"dtype": "bfloat16"}
+    monkeypatch.setenv("SRPO_PLATFORM", "cpu")
+    with pytest.raises(ValueError, match="enable_chunked_prefill=true: .* leave it out"):
+        Sampler(TINY, {"enable_chunked_prefill": True}, 100)
 
 
 @pytest.mark.parametrize(

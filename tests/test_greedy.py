@@ -23,7 +23,8 @@ from srpo_recipe.eval.sampling import Prompts, Sampler, default_engine
 model, terms, tokens = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 prompts = Prompts(model, {"enable_thinking": False}, None)
 ids = [prompts.ids([{"role": "user", "content": "+".join(map(str, own)) + "=?"}]) for own in terms]
-sampler = Sampler(model, default_engine(), max(map(len, ids)) + tokens)
+# a batch holds fewer tokens than the prompts have
+sampler = Sampler(model, {**default_engine(), "max_num_batched_tokens": 60, "max_num_seqs": 40}, max(map(len, ids)) + tokens)
 drawn = {}
 for temperature in (0.0, 1.0):
     found = sampler.sample(ids, [[1, 2, 3]] * len(ids), temperature, 0.5, tokens)

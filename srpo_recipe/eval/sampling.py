@@ -33,7 +33,7 @@ def default_engine() -> dict[str, Any]:
 
     text = files("srpo_recipe_config").joinpath("hardware/cpu.yaml").read_text()
     rollout = OmegaConf.create(text).actor_rollout_ref.rollout
-    names = ("dtype", "enforce_eager", "max_num_seqs", "max_num_batched_tokens")
+    names = ("dtype", "enforce_eager", "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill")
     return {**{name: rollout[name] for name in names}, **rollout.engine_kwargs.vllm}
 
 
@@ -91,9 +91,14 @@ _bar = functools.partial(tqdm, leave=False)
 
 
 class Sampler:
-    """A vLLM engine. engine: arguments of vllm.LLM; length: the longest prompt and answer together, in tokens."""
+    """A vLLM engine. engine: arguments of vllm.LLM; length: the longest prompt and answer together, in tokens.
+
+    Raises ValueError for arguments with which vLLM could not keep the seeds.
+    """
 
     def __init__(self, model: Path, engine: dict[str, Any], length: int):
+        if on_cpu() and engine.get("enable_chunked_prefill") is not False:
+            raise ValueError("--engine enable_chunked_prefill=true: vLLM's seeded requests fail with it on a CPU; leave it out")
         # In its own process the engine would begin with whichever requests had arrived: other batches every time.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about speed
@@ -105,6 +110,8 @@ class Sampler:
             distribution.install()
         from vllm import LLM
 
+        if engine.get("enable_chunked_prefill") is False:  # then a batch must hold the longest prompt
+            engine = {**engine, "max_num_batched_tokens": max(length, engine["max_num_batched_tokens"])}
         self.llm = LLM(model=str(model), max_model_len=length, **engine)
         self.tokenizer = self.llm.get_tokenizer()
 

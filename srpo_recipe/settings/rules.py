@@ -40,6 +40,7 @@ def check(config: DictConfig) -> SRPOConfig:
     check_verifier(config, settings.verifier)
     check_batch(config)
     check_temperature(config)
+    check_prefill(config)
     check_old_policy(config)
     check_correction(config)
     check_run(config)
@@ -98,6 +99,16 @@ def check_temperature(config: DictConfig) -> None:
             f"{ROLLOUT}.val_kwargs.n={validation.n} greedy answers to a question are one and the same: set it to 1, or sample "
             "with do_sample=true and a temperature"
         )
+
+
+def check_prefill(config: DictConfig) -> None:
+    """vLLM takes back what a seeded request drew for a part of its prompt; a generator on the CPU cannot go back."""
+    engine = OmegaConf.select(config, f"{ROLLOUT}.engine_kwargs.vllm", default=None) or {}
+    own = {f"{ROLLOUT}.enable_chunked_prefill": config.actor_rollout_ref.rollout.enable_chunked_prefill}
+    given = {f"{ROLLOUT}.engine_kwargs.vllm.{name}": value for name, value in engine.items()}
+    for key, value in (own | given).items():
+        if config.trainer.device == "cpu" and key.replace("-", "_").endswith("enable_chunked_prefill") and value:
+            raise ValueError(f"{key}={value}: on a CPU vLLM cannot seed a prompt that it reads in parts: set it to false")
 
 
 def check_old_policy(config: DictConfig) -> None:
