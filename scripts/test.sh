@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
-# Makes the environment if there is none, then runs the tests; arguments go to pytest.
+# Makes the environment if there is none, then runs the tests: first those without Ray and vLLM, a process for each core,
+# then the slow ones, one after the other. With arguments pytest gets these and nothing else.
 #   bash scripts/test.sh -m "not slow"
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${SRPO_VENV:-.venv}
 bash scripts/install.sh "${HARDWARE:-cpu}" "$venv"
 unset RAY_ADDRESS
-exec "$venv/bin/python" -m pytest "$@"
+if [ $# -gt 0 ]; then exec "$venv/bin/python" -m pytest "$@"; fi
+failed=0
+"$venv/bin/python" -m pytest -m "not slow and not long" --numprocesses auto --dist loadfile || failed=1
+"$venv/bin/python" -m pytest -m "slow and not long" --durations 25 || failed=1
+exit $failed
