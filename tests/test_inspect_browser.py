@@ -15,6 +15,7 @@ from srpo_recipe.inspect.contents import contents
 from srpo_recipe.inspect.page import write_page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
+from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
@@ -71,7 +72,12 @@ class Page:
         )
 
     def wait(self, condition):
-        return WebDriverWait(self.browser, 30).until(condition)
+        # the table makes its rows anew when it is scrolled or filtered
+        return WebDriverWait(self.browser, 60, ignored_exceptions=[StaleElementReferenceException]).until(condition)
+
+    def sees(self, condition) -> None:
+        """Wait for what an event brings: the page hears of a new address a moment after the click that set it."""
+        self.wait(lambda _: condition())
 
     def all(self, css: str) -> list:
         return self.browser.find_elements(By.CSS_SELECTOR, css)
@@ -87,7 +93,7 @@ class Page:
 
     def press(self, *keys: str) -> None:
         for key in keys:
-            self.browser.switch_to.active_element.send_keys(key)
+            webdriver.ActionChains(self.browser).send_keys(key).perform()
 
     def type(self, name: str, text: str) -> None:
         self.heard(lambda: self.one(f"#f-{name}").send_keys(text))
@@ -107,10 +113,17 @@ class Page:
     def open(self, **filters: str) -> None:
         """Show the first rollout that the filters find."""
         self.one("nav a[data-view=rollouts]").click()
+        self.sees(lambda: self.view() == ["rollouts"])
         for name, value in filters.items():
             (self.choose if name in ("route", "correct", "split", "run") else self.type)(name, value)
-        self.wait(lambda _: self.all("#rows .row"))[0].click()
+        self.wait(self.clicked_first_row)
         self.wait(lambda _: self.view() == ["rollout"])
+
+    def clicked_first_row(self, _) -> bool:
+        rows = self.all("#rows .row")
+        if rows:
+            rows[0].click()
+        return bool(rows)
 
     def errors(self) -> list:
         return [line for line in self.browser.get_log("browser") if line["level"] == "SEVERE"]
@@ -128,8 +141,8 @@ def test_a_click_on_a_curve_shows_that_steps_rollouts(browser, pages):
     page.picture("curves")
     picture = page.one("#panels figure:nth-child(2) svg")  # step 2 of 1 to 3 is in its middle
     webdriver.ActionChains(browser).move_to_element(picture).click().perform()
-    page.wait(lambda _: page.view() == ["rollouts"])
-    assert page.one("#f-step").get_attribute("value") == "2" and page.count() == "8 of 32 rollouts"
+    page.sees(lambda: page.view() == ["rollouts"])
+    page.sees(lambda: page.one("#f-step").get_attribute("value") == "2" and page.count() == "8 of 32 rollouts")
     assert {row.find_elements(By.TAG_NAME, "span")[1].text for row in page.all("#rows .row")} == {"2"}
     assert not page.errors()
 
@@ -160,10 +173,10 @@ def test_filters_find_what_they_ask_for(browser, pages):
     for filters, count in FILTERS:
         for name, value in filters.items():
             (page.choose if name in ("route", "correct", "split") else page.type)(name, value)
-        assert page.count() == f"{count} of 32 rollouts", filters
-        assert len(page.all("#rows .row")) == count
+        page.sees(lambda: page.count() == f"{count} of 32 rollouts")  # noqa: B023
+        page.sees(lambda: len(page.all("#rows .row")) == count)  # noqa: B023
         page.one("#f-clear").click()
-        assert page.count() == "32 of 32 rollouts"
+        page.sees(lambda: page.count() == "32 of 32 rollouts")
     page.picture("rollouts")
 
 
@@ -181,9 +194,9 @@ def test_a_rollout_is_shown_among_its_group_with_its_demonstration(browser, page
     assert page.text("#demonstration") == page.text(".member:nth-child(1) .text")
     assert "17+25=?" in page.text("#prompt") and '"parsed": true' in page.text(".member .verdict")
     members[3].find_element(By.TAG_NAME, "h3").click()
-    assert "now" in page.all(".member")[3].get_attribute("class") and page.view() == ["rollout"]
+    page.sees(lambda: "now" in page.all(".member")[3].get_attribute("class") and page.view() == ["rollout"])
     page.all(".member")[0].find_element(By.TAG_NAME, "h3").click()
-    assert not page.all("#teacher-prompt")  # the right one has no teacher
+    page.sees(lambda: not page.all("#teacher-prompt"))  # the right one has no teacher
     assert not page.errors()
 
 
@@ -201,27 +214,27 @@ def test_tokens_are_coloured_and_hovering_shows_what_both_like(browser, pages):
         assert len(set(found[button])) > 6, button
     assert len(set(found.values())) == 6
     page.press("1")
-    assert tuple(colours()) == found[1]
+    page.sees(lambda: tuple(colours()) == found[1])
     assert set(
         token.value_of_css_property("background-color") for token in page.all(".member:nth-child(1) .token")
     ) == {"rgba(0, 0, 0, 0)"}  # nothing to weigh on the other route
     token = page.all(".member.now .token")[3]
     webdriver.ActionChains(browser).move_to_element(token).perform()
-    page.wait(lambda _: page.one("#tip").is_displayed())
+    page.sees(lambda: page.one("#tip").is_displayed())
     assert "token 4 of 12" in page.text("#tip") and len(page.all("#tip .words")) == 2
     words = [cell.text for cell in page.all("#tip .words:last-of-type td.word")]
     assert words[:5] == [token.text, "yes", "no", "<b>", "↵"]
     assert [row.text.split()[0] for row in page.all("#tip .numbers tr")][:3] == ["student", "sampler", "teacher"]
     page.picture("rollout")
     webdriver.ActionChains(browser).move_to_element(page.one("h2")).perform()
-    page.wait(lambda _: not page.one("#tip").is_displayed())
+    page.sees(lambda: not page.one("#tip").is_displayed())
 
 
 def test_what_a_model_wrote_is_shown_as_text(browser, pages):
     page = Page(browser, pages["one"])
     assert "taken" not in browser.title
     page.open(text="document.title")
-    assert page.count() == "1 of 32 rollouts"
+    page.sees(lambda: page.count() == "1 of 32 rollouts")
     for place in ("#prompt", "#teacher-prompt", ".member.now .text", ".member.now .verdict"):
         text = page.text(place)
         assert SHOWN in text.replace("\\", "") and "\ufffd" in text, place
@@ -229,7 +242,7 @@ def test_what_a_model_wrote_is_shown_as_text(browser, pages):
         assert sign in page.text(".member.now .text")
     assert not set(page.text("#prompt")) & set("\x00\x1b\u202e")
     webdriver.ActionChains(browser).move_to_element(page.all(".member.now .token")[-1]).perform()
-    page.wait(lambda _: page.one("#tip").is_displayed())
+    page.sees(lambda: page.one("#tip").is_displayed())
     assert SHOWN.replace(" ", "␣") in page.text("#tip")
     assert browser.title == "SRPO runs" and not page.all("main img") and len(page.all("main script")) == 0
     assert HOSTILE[:8] == "</script" and not page.errors()
@@ -238,33 +251,33 @@ def test_what_a_model_wrote_is_shown_as_text(browser, pages):
 def test_the_keyboard_is_enough(browser, pages):
     page = Page(browser, pages["one"])
     page.press("r")
-    page.wait(lambda _: page.view() == ["rollouts"])
+    page.sees(lambda: page.view() == ["rollouts"])
     page.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.PAGE_DOWN, Keys.HOME, Keys.END, Keys.ARROW_UP)
-    assert page.one("#rows .row[aria-selected=true]").get_attribute("data-place") == "30"
+    page.sees(lambda: page.one("#rows .row[aria-selected=true]").get_attribute("data-place") == "30")
     page.press("/")
-    page.wait(lambda _: browser.switch_to.active_element.get_attribute("id") == "f-text")
+    page.sees(lambda: browser.switch_to.active_element.get_attribute("id") == "f-text")
     page.press("question 1.0")
-    assert page.count() == "4 of 32 rollouts"
+    page.sees(lambda: page.count() == "4 of 32 rollouts")
     page.press(Keys.ESCAPE, Keys.HOME, Keys.ARROW_DOWN, Keys.ENTER)
-    page.wait(lambda _: page.view() == ["rollout"])
+    page.sees(lambda: page.view() == ["rollout"])
     page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
-    assert page.one("#tip").is_displayed() and "token 2 of 12" in page.text("#tip")
+    page.sees(lambda: page.one("#tip").is_displayed() and "token 2 of 12" in page.text("#tip"))
     page.press(Keys.ARROW_DOWN)
-    assert "now" in page.all(".member")[2].get_attribute("class")
+    page.sees(lambda: "now" in page.all(".member")[2].get_attribute("class"))
     page.press("4")
-    assert page.all("#rollout .bar button")[3].get_attribute("aria-pressed") == "true"
+    page.sees(lambda: page.all("#rollout .bar button")[3].get_attribute("aria-pressed") == "true")
     page.press("]")
-    page.wait(lambda _: "now" in page.all(".member")[2].get_attribute("class"))
+    page.sees(lambda: "now" in page.all(".member")[2].get_attribute("class"))
     page.press("?")
-    assert page.one("#help").is_displayed()
+    page.sees(lambda: page.one("#help").is_displayed())
     page.press(Keys.ESCAPE)
     page.press(Keys.ESCAPE)
-    page.wait(lambda _: page.view() == ["rollouts"])
+    page.sees(lambda: page.view() == ["rollouts"])
     before = page.one("body").value_of_css_property("background-color")
     page.press("t")
-    assert page.one("body").value_of_css_property("background-color") != before
+    page.sees(lambda: page.one("body").value_of_css_property("background-color") != before)
     browser.back()
-    page.wait(lambda _: page.view() == ["rollout"])
+    page.sees(lambda: page.view() == ["rollout"])
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -296,9 +309,9 @@ def test_several_runs_are_told_apart(browser, pages):
     assert len(page.all("#panels figure:first-child polyline")) == 2
     page.press("r")
     page.choose("run", "second")
-    assert page.count() == "40 of 72 rollouts"
+    page.sees(lambda: page.count() == "40 of 72 rollouts")
     page.open(step="4")
-    assert page.text("#rollout h2").startswith("second, step 4, train, group 0")
+    page.sees(lambda: page.text("#rollout h2").startswith("second, step 4, train, group 0"))
 
 
 def test_ten_thousand_rollouts(browser, tmp_path):
@@ -310,14 +323,14 @@ def test_ten_thousand_rollouts(browser, tmp_path):
     assert page.count() == "10024 of 10024 rollouts" and len(page.all("#rows .row")) < 60
     started = time.perf_counter()
     page.type("text", "question 300.7")
-    assert page.count() == "4 of 10024 rollouts"
+    page.sees(lambda: page.count() == "4 of 10024 rollouts")
     typed = time.perf_counter() - started
     page.one("#f-clear").click()
     page.one("#table").send_keys(Keys.END)
-    assert page.one("#rows .row[aria-selected=true]").get_attribute("data-place") == "10023"
+    page.sees(lambda: page.one("#rows .row[aria-selected=true]").get_attribute("data-place") == "10023")
     started = time.perf_counter()
     page.open(step="300", route="sdpo")
-    page.wait(lambda _: len(page.all(".member")) == 4)
+    page.sees(lambda: len(page.all(".member")) == 4)
     looked = time.perf_counter() - started
     size = path.stat().st_size / 1e6
     print(
