@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 
-from srpo_recipe.records import checkpoint, manifest
+from srpo_recipe.records import checkpoint, manifest, metrics
 from srpo_recipe.records.metrics_file import read_lines
 from srpo_recipe.run.counted import differences
 
@@ -143,6 +143,19 @@ def test_the_loss_counts_every_token_once_and_weights_to_one(whole):
         assert 0 < line["actor/policy/rollout_probs_diff"] < 1e-5
         total = line["actor/pg_loss"] + line["actor/distill/loss"]
         assert line["actor/loss"] == pytest.approx(total, abs=1e-5)
+
+
+def test_every_metric_is_in_the_table_and_tensorboard_has_them_all(whole):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    keys = {key for line in read_lines(whole / "metrics.jsonl") for key in line}
+    assert len(keys) > 80 and metrics.unknown(keys) == [] and metrics.dropped(keys) == []
+    events = EventAccumulator(str(whole / "tensorboard"), size_guidance={"tensors": 0, "scalars": 0})
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == keys - {"step"}
+    assert {tag: [one.step for one in events.Tensors(tag)] for tag in events.Tags()["tensors"]} == {
+        "samples/train": [1, 2, 3], "summary": [3],
+    }  # fmt: skip
 
 
 def test_every_stage_is_timed(whole):

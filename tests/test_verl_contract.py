@@ -226,7 +226,14 @@ SOURCE = {
     "verl.single_controller.base.worker_group": {"self._dispatch_info = {}": 1},
     "verl.workers.rollout.llm_server": {"self.server_handles = [": 1, "self.server_addresses = [": 1},
     "verl.trainer.ppo.v1.replay_buffer": {"self.poll_interval": None},
-    "verl.utils.tracking": {"self.logger = {}": 1, "in self.logger.items()": None},
+    "verl.utils.tracking": {
+        "self.logger = {}": 1,
+        "in self.logger.items()": None,
+        'self.logger["wandb"] = wandb': None,  # what run/loggers.py shows rollouts and the summary by
+        'self.logger["tensorboard"] = _TensorboardAdapter(': 1,
+        "self.writer = SummaryWriter(tensorboard_dir)": 1,
+        'os.environ.get("TENSORBOARD_DIR",': None,
+    },
     "verl.workers.engine_workers": {
         "self.actor = self.actor_worker_cls(config=": 1,
         "self.ref = self.ref_worker_cls(config=": 1,

@@ -87,7 +87,7 @@ WITHOUT_EFFECT_ON_THE_LOSS = {
         "enable_prefix_caching scheduling_policy load_format layered_summon layer_name_map log_prob_max_token_len_per_gpu "
         "log_prob_micro_batch_size_per_gpu disable_log_stats multi_stage_wake_up router_config_path checkpoint_engine "
         "checkpoint_manager_class trace server prometheus profiler custom sglang_engine_mode limit_images "
-        "skip_tokenizer_init moe_load_balance_metrics_interval disaggregation mtp qat"
+        "skip_tokenizer_init disaggregation mtp qat"
     ),
     "data": (
         "tokenizer use_shm reward_fn_key val_batch_size validation_shuffle dataloader_num_workers "

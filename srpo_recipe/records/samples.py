@@ -90,7 +90,7 @@ def write(run: str | Path, step: int, split: str, rows: Iterable[Mapping[str, An
     def whole(row: Mapping[str, Any]) -> dict[str, Any]:
         if unknown := sorted(set(row) - known):
             raise KeyError(f"a sample has no column {', '.join(unknown)}")
-        return {name: _clean(value) for name, value in row.items()} | {"step": step, "split": split}
+        return {name: clean(value) for name, value in row.items()} | {"step": step, "split": split}
 
     return write_parquet(place(run, step, split), map(whole, rows), schema())
 
@@ -124,11 +124,11 @@ def forget_after(run: str | Path, step: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def _clean(value: Any) -> Any:
-    """The value with every lone surrogate in its texts replaced."""
+def clean(value: Any) -> Any:
+    """A text or lists of texts with every lone surrogate, which no file can hold, replaced by U+FFFD."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return [_clean(one) for one in value] if isinstance(value, list) else value
+    return [clean(one) for one in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ from srpo_recipe.records.files import write_whole
 from srpo_recipe.records.metrics_file import read_lines
 
 HELD_OUT = re.compile(r"^val-core/(?P<source>.+)/(acc|reward)/mean@(?P<k>\d+)$")
+TRAINED = "route/distill_share"  # in every line of a training step and in no other
 
 
 def series(lines: list[dict], key: str) -> tuple[list[int], list[float]]:
@@ -37,13 +38,27 @@ def held_out_name(key: str) -> str:
 def summarise(config: DictConfig) -> dict[str, Any]:
     """Draw the curve, print what a reader wants first, and return the object that is printed last. Writes summary.json.
 
+    Raises RuntimeError as `measure` does.
+    """
+    summary = measure(config)
+    lines = read_lines(summary["metrics"])
+    if summary["plot"]:
+        draw_run(lines, summary["metric"], Path(summary["plot"]), f"{summary['method']}, seed {summary['seed']}")
+    write_whole(Path(config.run.dir) / "summary.json", json.dumps(summary, indent=1) + "\n")
+    _show(summary, [line[TRAINED] for line in lines if TRAINED in line], config.trainer.default_local_dir)
+    return summary
+
+
+def measure(config: DictConfig) -> dict[str, Any]:
+    """The summary of the metrics that the run has logged so far.
+
     A run that only validated (trainer.val_only) has its accuracy, no step and no curve. Raises RuntimeError for a run
     that logged neither a training step nor a held-out accuracy.
     """
     run_dir = Path(config.run.dir)
     metrics_path, plot_path = run_dir / "metrics.jsonl", run_dir / "curve.png"
     lines = read_lines(metrics_path)
-    train = [line for line in lines if "route/distill_share" in line]
+    train = [line for line in lines if TRAINED in line]
     key = held_out_key(lines)
     if not train and not key:
         raise RuntimeError(
@@ -52,7 +67,7 @@ def summarise(config: DictConfig) -> dict[str, Any]:
         )
     accuracy = series(lines, key)[1] if key else []
     rule = config.srpo.verifier
-    summary = {
+    return {
         "method": config.method.name,
         "seed": config.srpo.seed,
         "steps": train[-1]["step"] if train else lines[-1]["step"],
@@ -62,16 +77,11 @@ def summarise(config: DictConfig) -> dict[str, Any]:
         "verifier": f"{rule.name}, {rule.mode}" if rule.name is not None else None,
         "seconds": round(train[-1]["run/seconds_since_start"] if train else time.time() - config.run.started_at, 1),
         "first_step_seconds": round(train[0]["run/seconds_since_start"], 1) if train else None,
-        "routed_share_first": train[0]["route/distill_share"] if train else None,
-        "routed_share_last": train[-1]["route/distill_share"] if train else None,
+        "routed_share_first": train[0][TRAINED] if train else None,
+        "routed_share_last": train[-1][TRAINED] if train else None,
         "metrics": str(metrics_path),
         "plot": str(plot_path) if train else None,
     }
-    if train:
-        draw_run(lines, key, plot_path, f"{summary['method']}, seed {summary['seed']}")
-    write_whole(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
-    _show(summary, [line["route/distill_share"] for line in train], config.trainer.default_local_dir)
-    return summary
 
 
 def _show(summary: dict[str, Any], shares: list[float], weights: str) -> None:

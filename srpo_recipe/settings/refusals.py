@@ -123,6 +123,9 @@ REFUSALS = (
         "its workers seed every rollout, count rewards that are not finite, and can validate greedily",
     ),
     Refusal(f"{ROLLOUT}.enable_rollout_routing_replay", (False,), "the teacher would not follow the recorded experts"),
+    Refusal(
+        f"{ROLLOUT}.moe_load_balance_metrics_interval", (0,), "it counts the experts that routing replay would record"
+    ),
     Refusal(f"{ROLLOUT}.log_prob_use_dynamic_bsz", (Key(f"{ACTOR}.use_dynamic_bsz"),), "verl wants them alike"),
     Refusal(f"{ROLLOUT}.prompt_length", (Key("data.max_prompt_length"),), "they are the same number"),
     Refusal(f"{ROLLOUT}.response_length", (Key("data.max_response_length"),), "they are the same number"),

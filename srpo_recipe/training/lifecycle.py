@@ -10,9 +10,11 @@ from srpo_recipe.eval.validation import validation_metrics
 from srpo_recipe.method.decision import Routing
 from srpo_recipe.method.self_teacher import TeacherPromptBuilder
 from srpo_recipe.records import checkpoint, manifest
+from srpo_recipe.records.metrics import dropped
 from srpo_recipe.records.metrics_file import JsonLines
-from srpo_recipe.run import stop
+from srpo_recipe.run import loggers, stop
 from srpo_recipe.run.step_log import StepLog
+from srpo_recipe.run.summary import measure
 from srpo_recipe.settings.read import from_plain, old_policy
 from srpo_recipe.training.fields import NO_CAP
 from srpo_recipe.training.watch.report import OTHER, compose, error_text, report
@@ -152,6 +154,7 @@ class LifecycleTrainer(PPOTrainerSync):
         with self.watchdog.guard("start of training"):
             super().fit(agent_loop_manager)
         self.watchdog.stop()
+        loggers.log_summary(self.logger.logger, measure(self.config))
 
     def on_validate_begin(self):
         self.watchdog.stage = f"validation after step {self.global_steps}"
@@ -207,4 +210,6 @@ class LifecycleTrainer(PPOTrainerSync):
 
     def _compute_metrics(self, batch, metrics, timing_raw, global_steps, epoch):
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        for key in dropped(metrics):
+            del metrics[key]
         self.step_log.write(global_steps, self.total_training_steps, metrics, timing_raw)

@@ -30,8 +30,9 @@ class SRPOTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
     def run(self, config: DictConfig):
         from srpo_recipe.training.register import register_method
 
-        # read by verl's logger in this process, which on a cluster does not see the driver's variables
+        # read by verl's logger and by W&B in this process, which on a cluster does not see the driver's variables
         os.environ.setdefault("TENSORBOARD_DIR", f"{config.run.dir}/tensorboard")
+        os.environ.setdefault("WANDB_DIR", config.run.dir)  # its folder there is called wandb
         with ThreadPoolExecutor(1) as pool:
             queue = pool.submit(tq.init, config.transfer_queue)
             register_method()

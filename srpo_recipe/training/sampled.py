@@ -8,14 +8,16 @@ from verl.utils.debug import marked_timer
 
 from srpo_recipe.method.decision import Decision
 from srpo_recipe.records import samples
-from srpo_recipe.run import shown
+from srpo_recipe.run import loggers, shown
 from srpo_recipe.run.token_texts import TokenTexts
 from srpo_recipe.training import verified
 from srpo_recipe.training.lifecycle import LifecycleTrainer
 
 
 class SampledTrainer(LifecycleTrainer):
-    """Writes RUN/samples (records/samples.py). `run.samples` groups of a step, and as many questions of a validation."""
+    """Writes RUN/samples (records/samples.py), and shows the same rollouts in TensorBoard and W&B: `run.samples` groups of a
+    step, and as many questions of a validation.
+    """
 
     def __init__(self, config):
         self.sampled_groups = config.run.samples
@@ -66,8 +68,9 @@ class SampledTrainer(LifecycleTrainer):
         )
 
     def _write(self, split: str, rows: list[dict]) -> None:
-        """A file that cannot be written is a warning and no error: the run itself is well."""
+        """To the run's folder and its loggers. A file that cannot be written is a warning, no error: the run itself is well."""
         try:
             samples.write(self.config.run.dir, self.global_steps, split, rows)
         except OSError as error:
             print(f"WARNING the samples of step {self.global_steps} could not be written: {error}", flush=True)
+        loggers.log_samples(self.logger.logger, split, rows, self.global_steps)
