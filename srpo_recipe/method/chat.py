@@ -20,7 +20,9 @@ _TURN = ("role", "content")
 
 
 def with_system_prompt(messages: Sequence[dict], system_prompt: str | None) -> list[dict]:
-    """A chat that begins with a system turn: its own, or else one of `system_prompt`; None leaves every chat as it is."""
+    """A chat that begins with a system turn: the one of `messages`, or else one of `system_prompt`; None leaves every chat
+    as it is.
+    """
     if system_prompt is None or messages[0].get("role") == "system":
         return list(messages)
     return [{"role": "system", "content": system_prompt}, *messages]

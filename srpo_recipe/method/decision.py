@@ -47,11 +47,13 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Routing:
-    """What a decision depends on besides the rollouts; the fields of the same names in the settings tell what they mean.
+    """What a decision depends on besides the rollouts.
 
-    feedback: "off", "append" (after the demonstration) or "replace" (instead of it). overflow: "shorten" the demonstration,
-    or "reroute", which takes a prompt that had to be shortened for one that does not fit. context: the model's positions,
-    which the teacher's prompt and the response share; None for no limit.
+    rule: one of route.ROUTE_RULES. correct_threshold: a rollout is correct from this reward on. mix: lambda of Advantage
+    Mix. demonstration: one of demonstrations.DEMONSTRATION_CHOICES. seed: of the choice among siblings. feedback: "off",
+    "append" (after the demonstration) or "replace" (instead of it). overflow: "shorten" the demonstration, or "reroute",
+    which takes a prompt that had to be shortened for one that does not fit. context: the model's positions, which the
+    teacher's prompt and the response share; None for no limit.
     """
 
     rule: str
@@ -111,9 +113,11 @@ def _reordered(column, order: Sequence[int]):
 
 
 def decide(rollouts: Rollouts, routing: Routing, builder: TeacherPromptBuilder, step: int) -> Decision:
-    """Decide what each rollout learns from. step: of the training, for the seeds of the siblings' choice.
+    """Decide what each rollout learns from.
 
-    Raises ValueError, with the rollouts, for rewards that are not finite, and for a chat that the builder refuses.
+    rollouts: the whole batch, verified. routing: the rule and its settings. builder: writes the teacher's prompts. step: of
+    the training, for the seeds of the siblings' choice. Raises ValueError, with the rollouts, for rewards that are not
+    finite, and for a chat that the builder refuses.
     """
     bad = torch.nonzero(~torch.isfinite(rollouts.reward_B)).flatten().tolist()
     if bad:

@@ -19,7 +19,7 @@ _LARGEST_LOG_MASS = -torch.finfo(torch.float32).eps
 
 
 def needs_exact_tail(alpha: float) -> bool:
-    """Whether the divergence takes the logarithm of a light teacher's tail: KL(S || T) alone does."""
+    """Whether the divergence takes the logarithm of a light teacher's tail: KL(S || T), alpha = 1, alone does."""
     return alpha == 1.0
 
 

@@ -16,8 +16,9 @@ def _local(tensor: Tensor) -> Tensor:
 def ema_update(teacher_params: Iterable[Tensor], student_params: Iterable[Tensor], rate: float) -> None:
     """teacher <- (1 - rate) teacher + rate student, in place, in the teacher's dtype and on its device.
 
-    rate 0 leaves the teacher frozen, rate 1 copies the student. Raises ValueError when the two models do not pair up, or when
-    the teacher is kept in less than fp32: a step of 0.05 times a small difference would be rounded away.
+    teacher_params, student_params: parameters of the two models in one order, plain tensors or a rank's shards (DTensor).
+    rate: from 0 to 1; 0 leaves the teacher frozen, 1 copies the student. Raises ValueError when the two models do not pair up, or
+    when the teacher is kept in less than fp32: a step of 0.05 times a small difference would be rounded away.
     """
     for teacher, student in zip(teacher_params, student_params, strict=True):
         teacher, student = _local(teacher), _local(student)
@@ -32,9 +33,10 @@ def ema_update(teacher_params: Iterable[Tensor], student_params: Iterable[Tensor
 
 @torch.no_grad()
 def ema_distance(teacher_params: Iterable[Tensor], student_params: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """(sum (teacher - student)^2, sum student^2) over this rank's shards.
+    """(sum (teacher - student)^2, sum student^2) over this rank's shards, float64 scalars on the CPU.
 
-    Summed over the ranks, sqrt of their quotient is the relative distance that the step line shows.
+    teacher_params, student_params: as in `ema_update`. Summed over the ranks, sqrt of their quotient is the relative
+    distance that the step line shows.
     """
     difference, norm = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for teacher, student in zip(teacher_params, student_params, strict=True):

@@ -42,9 +42,9 @@ def clipped_policy_loss(
 
         rho = exp(log_prob - old_log_prob)        l = max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high))
 
-    For A < 0 the loss is bounded by -A clip_c ("dual clip", verl's default; it can only bind where rho > clip_c).
-    All arguments broadcast to one shape; log-probabilities in nats, from the actor. The exponent is clamped to
-    [-20, 20], as verl does, so that a broken token cannot turn the step into NaN.
+    advantage: A, in units of the reward. For A < 0 the loss is bounded by -A clip_c ("dual clip", verl's default; it can
+    only bind where rho > clip_c). All tensors broadcast to one shape; log-probabilities in nats, from the actor. The
+    exponent is clamped to [-20, 20], as verl does, so that a broken token cannot turn the step into NaN.
     Returns (loss, clipped, dual_clipped), the last two boolean: where the first and the second bound was active.
     """
     ratio = torch.exp((log_prob - old_log_prob).clamp(-20.0, 20.0))

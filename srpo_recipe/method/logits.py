@@ -18,7 +18,9 @@ _BLOCK = 128
 
 
 def pieces(logits_TV: Tensor, spans: Spans | None, chunk_tokens: int) -> Iterator[tuple[slice, Tensor]]:
-    """(place among the N tokens, their rows of the logits) for at most chunk_tokens tokens at a time, without a copy."""
+    """(place among the N tokens, their rows of logits_TV) for at most chunk_tokens tokens of the spans at a time, without a
+    copy.
+    """
     done = 0
     for start, stop in ((0, logits_TV.shape[0]),) if spans is None else spans:
         for first in range(start, stop, chunk_tokens):
@@ -28,17 +30,20 @@ def pieces(logits_TV: Tensor, spans: Spans | None, chunk_tokens: int) -> Iterato
 
 
 def tokens_in(megabytes: float, vocabulary: int) -> int:
-    """How many tokens' fp32 logits over `vocabulary` words fit into a buffer of that size (MiB); at least one."""
+    """How many tokens' fp32 logits over `vocabulary` words fit into a buffer of so many megabytes (MiB); at least one."""
     return max(1, int(megabytes * 2**20 / (4 * vocabulary)))
 
 
 def count(logits_TV: Tensor, spans: Spans | None) -> int:
-    """N: the number of tokens in the spans."""
+    """N: the number of tokens in the spans, the rows of logits_TV without any."""
     return logits_TV.shape[0] if spans is None else sum(stop - start for start, stop in spans)
 
 
 class Softmax:
-    """Probabilities of a piece, in buffers that are used again for the next one."""
+    """Probabilities of a piece at a temperature, in two fp32 buffers of chunk_tokens rows that are used again for the next one.
+
+    logits_TV: gives the buffers' width and device.
+    """
 
     def __init__(self, logits_TV: Tensor, temperature: float, chunk_tokens: int):
         rows = min(chunk_tokens, logits_TV.shape[0])
@@ -48,7 +53,7 @@ class Softmax:
         )
 
     def load(self, piece_CV: Tensor) -> Tensor:
-        """The piece in fp32, over the temperature: itself where that changes nothing."""
+        """The logits piece_CV in fp32, over the temperature: itself where that changes nothing."""
         if piece_CV.dtype == torch.float32 and self.temperature == 1.0:
             return piece_CV
         scaled_CV = self.scaled[: len(piece_CV)].copy_(piece_CV)
@@ -78,7 +83,8 @@ def _largest(piece_CV: Tensor, k: int) -> Tensor:
 def top_ids(logits_TV: Tensor, k: int, spans: Spans | None = None, chunk_tokens: int = 64) -> Tensor:
     """Ids of the k largest logits of each token, largest first (paper: K = 100 of the student). k is cut to V.
 
-    logits_TV: [T, V] from the actor. Returns int64 [N, min(k, V)].
+    logits_TV: [T, V] from the actor; spans: rows of it to look at, None for all; chunk_tokens: rows at a time. Returns int64
+    [N, min(k, V)].
     """
     k = min(k, logits_TV.shape[1])
     ids_NK = torch.empty((count(logits_TV, spans), k), dtype=torch.long, device=logits_TV.device)

@@ -32,7 +32,7 @@ class Totals:
 
     @classmethod
     def from_tensor(cls, totals: Tensor) -> "Totals":
-        """Read the tensor that `count_totals` made, after it was summed over micro-batches and ranks."""
+        """Read `totals`, the tensor that `count_totals` made, after it was summed over micro-batches and ranks."""
         return cls(*(float(value) for value in totals))
 
     @property
@@ -58,9 +58,9 @@ def count_totals(mask_BT: Tensor, policy_B: Tensor, distill_B: Tensor, confidenc
 def routed_part(loss_BT: Tensor, weight_BT: Tensor, mask_BT: Tensor, denominator: float) -> Tensor:
     """sum(weight * loss over valid tokens) / denominator: what every part of the loss is made by.
 
-    Both factors are dropped where the token is masked or its weight is 0, so that a NaN there cannot spread. With a
-    denominator of 0 the result is 0, still attached to the graph: a rank without routed tokens runs the same backward as
-    the others.
+    loss_BT, weight_BT: float [B, T], the gradient flows into the loss; mask_BT: valid response tokens. Both factors are
+    dropped where the token is masked or its weight is 0, so that a NaN there cannot spread. With a denominator of 0 the
+    result is 0, still attached to the graph: a rank without routed tokens runs the same backward as the others.
     """
     kept_BT = mask_BT.bool() & (weight_BT != 0)
     weighted_BT = torch.where(kept_BT, loss_BT, 0.0) * torch.where(kept_BT, weight_BT, 0.0)

@@ -80,5 +80,8 @@ def route_samples(rule: str, correct_B: Tensor, teacher_B: Tensor, mix: float = 
 
 
 def wants_teacher(rule: str, correct_B: Tensor, mix: float = 0.9) -> Tensor:
-    """bool [B]: the rows that the rule would give a distillation part if they had a teacher. Arguments as in `route_samples`."""
+    """bool [B]: the rows that the rule would give a distillation part if they had a teacher.
+
+    Arguments and errors are those of `route_samples`.
+    """
     return route_samples(rule, correct_B, torch.ones_like(correct_B, dtype=torch.bool), mix).distill_B > 0

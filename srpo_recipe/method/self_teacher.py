@@ -18,7 +18,7 @@ _MARK = "SRPOUSERTURN{}MARK"
 
 
 def strip_thinking(text: str) -> str:
-    """Remove every `<think>...</think>` part of a response, also one that the prompt had opened."""
+    """The text of a response without its `<think>...</think>` parts, also one that the prompt had opened."""
     text = THINK_SPAN.sub("", text)
     return THINK_HEAD.sub("", text) if "</think>" in text else text
 
@@ -33,7 +33,7 @@ class StudentChat:
 
 @dataclass(frozen=True)
 class TeacherPrompt:
-    """Token ids of one teacher prompt, and whether the demonstration had to be cut to fit."""
+    """Token ids of one teacher prompt; shortened: whether the demonstration had to be cut to fit."""
 
     ids: list[int]
     shortened: bool
@@ -59,7 +59,9 @@ class TeacherPromptBuilder:
         self._frames: dict[str, tuple[list[int], list[int]]] = {}
 
     def demonstration(self, response_ids: Sequence[int]) -> str:
-        """Text of a sibling's response: without the end-of-turn tokens that closed it, without its thinking part."""
+        """Text of a sibling's response, given as token ids (response_ids): without the end-of-turn tokens that closed it,
+        without its thinking part.
+        """
         ids = list(response_ids)
         while ids and ids[-1] in self._special_ids:
             ids.pop()

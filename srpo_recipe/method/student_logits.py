@@ -26,11 +26,13 @@ def student_statistics(
     """What the loss needs of the student, and the gradient back into its logits: one pass each.
 
     logits_TV: [T, V] of the actor's forward pass, the only argument that the gradient flows into; labels_N: int64 [N], the
-    token that was sampled after each; distilled: for each span, whether its tokens take the distillation part (default
-    all); ids_MK: int64 [M, K], the student's top ids of the M distilled tokens. overwrite_logits: write the gradient over the
-    logits; for logits that nothing else reads after the forward pass.
+    token that was sampled after each; spans: rows of the logits, None for all; distilled: for each span, whether its tokens
+    take the distillation part (default all); temperature: the rollout's; chunk_tokens: rows at a time; ids_MK: int64
+    [M, K], the student's top ids of the M distilled tokens. overwrite_logits: write the gradient over the logits; for logits
+    that nothing else reads after the forward pass.
 
     Returns (float32 [N] log-probability of each label, float32 [M, K + 1] log-masses of the bins: the K ids, then the tail).
+    Raises ValueError where spans, labels and ids are not of the same tokens.
     """
     spans = ((0, logits_TV.shape[0]),) if spans is None else tuple(spans)
     distilled = (True,) * len(spans) if distilled is None else tuple(distilled)

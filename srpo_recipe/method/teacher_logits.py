@@ -16,14 +16,16 @@ _DENSE = 100
 
 
 class TeacherStatistics(NamedTuple):
-    """What normalises the self-teacher's logits z, for each of N tokens: the largest z, log sum exp(z - largest), entropy."""
+    """What normalises the self-teacher's logits z, for each of N tokens, float32: largest_N, the largest z; log_sum_N, log sum
+    exp(z - largest); entropy_N, in nats.
+    """
 
     largest_N: Tensor
     log_sum_N: Tensor
     entropy_N: Tensor
 
     def log_probs(self, logits_NK: Tensor) -> Tensor:
-        """Log-probabilities [N, K] of words whose logits (fp32, over the temperature) are given."""
+        """Log-probabilities [N, K] of words whose logits are given: logits_NK, fp32, over the temperature."""
         return logits_NK - self.largest_N.unsqueeze(-1) - self.log_sum_N.unsqueeze(-1)
 
 
@@ -33,8 +35,9 @@ def teacher_statistics(
 ) -> TeacherStatistics:
     """What the loss needs of the self-teacher besides its logits at the student's ids.
 
-    logits_TV: [T, V] of the teacher's forward pass; temperature: the rollout's. Returns float32 [N] each; the entropy is in
-    nats over the full vocabulary: H = -log p_max - sum p (z - z_max), where near 0 both terms are small and nothing cancels.
+    logits_TV: [T, V] of the teacher's forward pass; spans: rows of it, None for all; temperature: the rollout's;
+    chunk_tokens: rows at a time. Returns float32 [N] each; the entropy is in nats over the full vocabulary:
+    H = -log p_max - sum p (z - z_max), where near 0 both terms are small and nothing cancels.
     """
     softmax = Softmax(logits_TV, temperature, chunk_tokens)
     found = TeacherStatistics(
@@ -54,7 +57,9 @@ def teacher_statistics(
 def logits_at(
     logits_TV: Tensor, ids_NK: Tensor, spans: Spans | None = None, temperature: float = 1.0, chunk_tokens: int = 64
 ) -> Tensor:
-    """The logits of the tokens at the given ids, over the temperature: float32 [N, K]."""
+    """The logits of the tokens at the ids ids_NK (int64), over the temperature: float32 [N, K]. The other arguments are
+    those of `teacher_statistics`.
+    """
     found_NK = torch.empty(ids_NK.shape, dtype=torch.float32, device=logits_TV.device)
     for part, piece_CV in pieces(logits_TV, spans, chunk_tokens):
         found_NK[part] = piece_CV.gather(-1, ids_NK[part]).float() / temperature
@@ -76,7 +81,7 @@ class OutputLayer(NamedTuple):
 
         A vocabulary of at most 100 K words goes through the whole layer instead, which is faster then. hidden_NH: what the
         layer was given for the N tokens, in the dtype of the forward pass, to which the result is rounded as the layer
-        rounds it. Returns float32 [N, K].
+        rounds it; ids_NK: int64; temperature: the rollout's; chunk_tokens: rows at a time. Returns float32 [N, K].
         """
         found_NK = torch.empty(ids_NK.shape, dtype=torch.float32, device=hidden_NH.device)
         for start in range(0, len(ids_NK), chunk_tokens):
@@ -92,7 +97,9 @@ class OutputLayer(NamedTuple):
 
     @torch.no_grad()
     def rest_at(self, hidden_NH: Tensor, ids_NK: Tensor, temperature: float = 1.0, chunk_tokens: int = 64) -> Tensor:
-        """log sum exp of the logits of all words but the ids, float32 [N]: the whole layer's work. Arguments: see `logits_at`."""
+        """log sum exp of the logits of all words but the ids, float32 [N]: the whole layer's work. The arguments are those
+        of `logits_at`.
+        """
         found_N = torch.empty(len(ids_NK), dtype=torch.float32, device=hidden_NH.device)
         for start in range(0, len(ids_NK), chunk_tokens):
             part = slice(start, start + chunk_tokens)
