@@ -91,7 +91,7 @@ def commands(page: Path, place: Path) -> list[str]:
 # What makes the page's training and evaluation short enough for a test.
 SHORT = {
     "scripts/train.sh": "hardware=cpu task.dir={place}/data trainer.total_training_steps=2 data.train_batch_size=4 "
-    "actor_rollout_ref.rollout.n=4 trainer.val_before_train=false trainer.test_freq=-1",
+    "actor_rollout_ref.rollout.n=4 trainer.val_before_train=false trainer.test_freq=-1 run.name=srpo-largest_first-seed42",
     "scripts/eval.sh": "--limit 2",
 }
 
@@ -113,7 +113,7 @@ def test_the_page_of_the_task_from_the_table_to_the_model(tmp_path):
     assert (manifest["splits"]["train"]["rows"], manifest["splits"]["test"]["rows"]) == (1900, 100)
     outcome = tmp_path / "srpo-largest_first-seed42"
     assert json.loads((outcome / "summary.json").read_text())["steps"] == 2
-    assert (outcome / "inspect.html").stat().st_size > 100_000
+    assert (outcome / "inspect.html").stat().st_size > 20_000
     for model in ("tiny_qwen3", outcome.name):
         results = json.loads((tmp_path / "eval" / model / "results.json").read_text())
         assert "largest_first" in json.dumps(results)
