@@ -23,6 +23,6 @@ export HYDRA_FULL_ERROR=${HYDRA_FULL_ERROR:-0} PYTHONUNBUFFERED=1
 # Before anything starts: is this machine ready for it? The run itself waits for a cluster. Not for Hydra's own options.
 if [ "$module" = main ] && [ "${SRPO_DOCTOR:-yes}" != no ] && [[ " $* " != *" -"* ]]; then
     "$venv/bin/python" -m srpo_recipe.doctor --brief --skip "ray cluster" --skip "shared files" --skip ports "$@" >&2 ||
-        fail "not started: mend what fails above (SRPO_DOCTOR=no starts all the same)"
+        fail "not started: fix what fails above (SRPO_DOCTOR=no starts all the same)"
 fi
 exec "$venv/bin/python" -m "srpo_recipe.$module" "$@"

@@ -41,7 +41,7 @@ def latest_step(path: Path) -> Path | None:
 def find_weights(path: Path, weights: str) -> Path:
     """The folder with the shards of the student or of the teacher.
 
-    path: as for `latest_step`. Raises FileNotFoundError with the mend where they are not.
+    path: as for `latest_step`. Raises FileNotFoundError with the fix where they are not.
     """
     step = latest_step(path)
     if step is None:

@@ -1,4 +1,4 @@
-"""Every shipped configuration composes, means what the paper's table says, and refuses nonsense with the mend."""
+"""Every shipped configuration composes, means what the paper's table says, and refuses nonsense with the fix."""
 
 import ast
 import itertools
@@ -269,7 +269,7 @@ def test_nonsense_is_tried_for_every_knob():
 @pytest.mark.parametrize(
     "key, value, says", [(key, value, says) for key, cases in NONSENSE.items() for value, says in cases]
 )
-def test_nonsense_is_refused_with_the_key_and_the_mend(key, value, says):
+def test_nonsense_is_refused_with_the_key_and_the_fix(key, value, says):
     with changed(f"srpo.{key}", value) as config, pytest.raises(ValueError) as error:
         check(config)
     assert f"srpo.{key}" in str(error.value) and says in str(error.value)
@@ -371,8 +371,8 @@ def test_no_temperature(value):
 
 @pytest.mark.parametrize("key", SECTIONS)
 def test_a_section_that_is_read_is_there(key):
-    mend = SECTIONS[key] and f", and set {SECTIONS[key]} if that is what you mean"
-    message = f"{key} is null or missing, and its settings are read: leave it as in verl's config{mend}"
+    fix = SECTIONS[key] and f", and set {SECTIONS[key]} if that is what you mean"
+    message = f"{key} is null or missing, and its settings are read: leave it as in verl's config{fix}"
     with without(key) as config, pytest.raises(ValueError) as missing:
         check(config)
     config = deepcopy(composed(*BASE))

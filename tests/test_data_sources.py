@@ -126,7 +126,7 @@ def test_another_commit_can_be_named_but_no_branch(tmp_path, hub, capsys):
     assert "no commit" in capsys.readouterr().err
 
 
-def test_without_a_network_the_mend_is_named(tmp_path, hub, capsys):
+def test_without_a_network_the_fix_is_named(tmp_path, hub, capsys):
     assert run("biology", "--source", "hub", "--out", tmp_path / "out") == 1
     assert "no network" in (error := capsys.readouterr().err) and "--source FILE --format hub" in error
 
@@ -358,7 +358,7 @@ def test_a_verifier_of_ones_own_and_what_it_must_accept(tmp_path, capsys):
         (("chemistry", "--format", "published", "--system", "s"), "are for --format columns"),
     ],
 )
-def test_requests_that_do_not_fit_are_refused_with_the_mend(tmp_path, capsys, arguments, says):
+def test_requests_that_do_not_fit_are_refused_with_the_fix(tmp_path, capsys, arguments, says):
     source = write_lines(tmp_path / "train.jsonl", [{"prompt": "2 + 2?", "answer": "4"}])
     assert run(*arguments, "--source", source, "--out", tmp_path / "out") == 1
     assert says in capsys.readouterr().err and names(tmp_path) == ["train.jsonl"]

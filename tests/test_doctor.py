@@ -1,4 +1,4 @@
-"""The doctor: a healthy machine passes; each broken set-up, made of real parts, is named together with its mend."""
+"""The doctor: a healthy machine passes; each broken set-up, made of real parts, is named together with its fix."""
 
 import base64
 import hashlib
@@ -37,10 +37,10 @@ def finding(check: str, *overrides: str, ports=()):
     return run(check, CHECKS[check], case)
 
 
-def fails(check: str, *overrides: str, found: str, mend: str, ports=()) -> None:
+def fails(check: str, *overrides: str, found: str, fix: str, ports=()) -> None:
     answer = finding(check, *overrides, ports=ports)
     assert answer.status == FAIL, answer
-    assert found in answer.found and mend in answer.mend, answer
+    assert found in answer.found and fix in answer.fix, answer
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -97,7 +97,7 @@ def test_a_wrong_version_of_verl(tmp_path):
     assert done.returncode == 1
     row = next(row for row in json.loads(done.stdout) if row["check"] == "verl")
     assert row["status"] == FAIL and "verl 0.9.0, wanted ==0.9.1 (srpo_recipe)" in row["found"]
-    assert "scripts/install.sh" in row["mend"]
+    assert "scripts/install.sh" in row["fix"]
 
 
 @pytest.mark.parametrize("touched", [False, True])
@@ -153,13 +153,13 @@ def test_checks_can_be_left_out_and_passes_unsaid(capsys):
 
 def test_flash_attention_is_wanted_where_sequences_are_packed():
     key = "actor_rollout_ref.model.use_remove_padding=true"
-    fails("flash-attn", key, found=key, mend="scripts/install.sh gpu")
+    fails("flash-attn", key, found=key, fix="scripts/install.sh gpu")
     assert finding("flash-attn").status == PASS
 
 
 def test_a_plugin_that_is_switched_off(monkeypatch):
     monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "other")
-    fails("plugin", found="does not load the plugin", mend="VERL_USE_EXTERNAL_PLUGINS at auto")
+    fails("plugin", found="does not load the plugin", fix="VERL_USE_EXTERNAL_PLUGINS at auto")
 
 
 # ------------------------------------------------------------------------------------------------------ broken commands
@@ -176,7 +176,7 @@ def test_a_plugin_that_is_switched_off(monkeypatch):
 )
 def test_overrides_that_training_would_refuse(override, found):
     answer = finding("config", override)
-    assert answer.status == FAIL and found in answer.found and "correct the overrides" in answer.mend
+    assert answer.status == FAIL and found in answer.found and "correct the overrides" in answer.fix
 
 
 def test_without_a_config_the_other_checks_still_answer():
@@ -201,7 +201,7 @@ def test_no_space_for_checkpoints():
     """More checkpoints than any disk holds, against the real free space."""
     fails(
         "checkpoint space", "trainer.max_actor_ckpt_to_keep=1000000", "model=qwen3_8b",
-        found="122.05, 1000000 are kept", mend="run.root=DIR on a larger disk",
+        found="122.05, 1000000 are kept", fix="run.root=DIR on a larger disk",
     )  # fmt: skip
 
 
@@ -211,24 +211,24 @@ def test_a_small_file_system(tmp_path):
     if mounted.returncode:
         pytest.skip("this machine lets nobody mount a file system")
     try:
-        fails("checkpoint space", f"run.root={tmp_path}", found="0.00 GiB free", mend="free 0.0")
+        fails("checkpoint space", f"run.root={tmp_path}", found="0.00 GiB free", fix="free 0.0")
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_a_run_root_that_cannot_be_written():
     """/proc takes no files, not even root's."""
-    fails("run.root", "run.root=/proc/runs", found="run.root=/proc/runs cannot be written", mend="run.root=DIR")
+    fails("run.root", "run.root=/proc/runs", found="run.root=/proc/runs cannot be written", fix="run.root=DIR")
 
 
 def test_a_gpu_run_on_a_machine_without_one():
-    fails("platform", "hardware=gpu8", found="trainer.device=cuda", mend="hardware=cpu")
-    fails("accelerators", "hardware=gpu8", found="is built for CPUs", mend="scripts/install.sh gpu")
+    fails("platform", "hardware=gpu8", found="trainer.device=cuda", fix="hardware=cpu")
+    fails("accelerators", "hardware=gpu8", found="is built for CPUs", fix="scripts/install.sh gpu")
 
 
 def test_a_model_that_does_not_fit_the_device():
     keys = [f"actor_rollout_ref.{name}.fsdp_config.offload_policy=false" for name in ("actor", "ref")]
-    fails("device memory", "hardware=gpu1", "model=qwen3_8b", *keys, found="in the phase", mend="offload_policy=true")
+    fails("device memory", "hardware=gpu1", "model=qwen3_8b", *keys, found="in the phase", fix="offload_policy=true")
 
 
 def test_too_little_memory_to_load_the_model():
@@ -238,7 +238,7 @@ def test_too_little_memory_to_load_the_model():
         "model=path",
         path_of(Path("Qwen/Qwen3-32B")),
         found="for loading",
-        mend="memory",
+        fix="memory",
     )
 
 
@@ -247,7 +247,7 @@ def test_a_bucket_smaller_than_the_largest_tensor():
         "shared memory",
         "model=qwen3_4b",
         found="largest tensor (1484 MiB)",
-        mend="update_weights_bucket_megabytes=1484",
+        fix="update_weights_bucket_megabytes=1484",
     )
 
 
@@ -256,16 +256,16 @@ def test_a_port_that_is_taken():
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        fails("ports", found=f"port {port} is taken", mend="ss -ltnp", ports=[port])
+        fails("ports", found=f"port {port} is taken", fix="ss -ltnp", ports=[port])
     assert finding("ports", ports=[port]).status == PASS
 
 
 def test_a_cluster_that_is_not_there(monkeypatch):
-    fails("ray cluster", "hardware=gpu8x2", found="no RAY_ADDRESS", mend="RAY_ADDRESS=HOST:6379")
+    fails("ray cluster", "hardware=gpu8x2", found="no RAY_ADDRESS", fix="RAY_ADDRESS=HOST:6379")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{probe.getsockname()[1]}")
-        fails("ray cluster", "hardware=gpu8x2", found="Connection refused", mend="ray start --head")
+        fails("ray cluster", "hardware=gpu8x2", found="Connection refused", fix="ray start --head")
 
 
 def test_an_address_that_only_takes_jobs(monkeypatch):
@@ -274,7 +274,7 @@ def test_an_address_that_only_takes_jobs(monkeypatch):
         server.listen()
         monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{server.getsockname()[1]}")
         answer = finding("ray cluster")
-    assert answer.status == WARN and "takes jobs" in answer.found and "ray job submit" in answer.mend
+    assert answer.status == WARN and "takes jobs" in answer.found and "ray job submit" in answer.fix
 
 
 RAY_OF_ONE = """
@@ -310,11 +310,11 @@ def test_too_few_gpus_in_a_real_cluster(tmp_path_factory):
     for done in (two, nodes):
         found = row(done, "ray cluster")
         assert done.returncode == 1 and found["status"] == FAIL
-        assert "1 node(s) with 1 GPU(s)" in found["found"] and "--num-gpus" in found["mend"]
+        assert "1 node(s) with 1 GPU(s)" in found["found"] and "--num-gpus" in found["fix"]
     assert row(nodes, "shared files")["found"].startswith("1 node(s) read a file")
     assert one.returncode == 0 and row(one, "ray cluster")["status"] == PASS
     refused = row(stranger, "ray cluster")
-    assert refused["status"] == FAIL and "token" in refused["found"] and "RAY_AUTH_MODE=token" in refused["mend"]
+    assert refused["status"] == FAIL and "token" in refused["found"] and "RAY_AUTH_MODE=token" in refused["fix"]
 
 
 # -------------------------------------------------------------------------------------------------------- broken models
@@ -322,7 +322,7 @@ def test_too_few_gpus_in_a_real_cluster(tmp_path_factory):
 
 def test_a_model_whose_config_cannot_be_read(tmp_path):
     folder = model_folder(tmp_path / "model", config__json="{ not json")
-    fails("model", path_of(folder), found="config.json", mend="download the whole model again")
+    fails("model", path_of(folder), found="config.json", fix="download the whole model again")
     answer = finding("device memory", path_of(folder))
     assert answer.status == WARN and "a model that the planner can read" in answer.found
 
@@ -333,10 +333,10 @@ def test_weights_that_were_cut_off(tmp_path):
     whole = weights.stat().st_size
     os.truncate(weights, whole - 4)
     fails(
-        "model", path_of(folder), found=f"{whole - 4} bytes instead of {whole}", mend="download the whole model again"
+        "model", path_of(folder), found=f"{whole - 4} bytes instead of {whole}", fix="download the whole model again"
     )
     os.truncate(weights, 20)
-    fails("model", path_of(folder), found="cut off in its header", mend="again")
+    fails("model", path_of(folder), found="cut off in its header", fix="again")
 
 
 def test_a_shard_that_the_index_names_and_nobody_copied(tmp_path):
@@ -344,27 +344,27 @@ def test_a_shard_that_the_index_names_and_nobody_copied(tmp_path):
     names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     shutil.move(folder / "model.safetensors", folder / names["a"])
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    fails("model", path_of(folder), found="model-00002-of-00002.safetensors: missing", mend="again")
+    fails("model", path_of(folder), found="model-00002-of-00002.safetensors: missing", fix="again")
 
 
 def test_a_hub_name_that_is_not_in_the_cache(tmp_path):
     done = command("--json", "model=qwen3_4b", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     rows = {row["check"]: row for row in json.loads(done.stdout)}
     assert rows["hub"]["status"] == FAIL and "HF_HUB_OFFLINE" in rows["hub"]["found"]
-    assert "huggingface-cli download Qwen/Qwen3-4B" in rows["hub"]["mend"]
+    assert "huggingface-cli download Qwen/Qwen3-4B" in rows["hub"]["fix"]
     assert rows["model"]["status"] == WARN and "needs Qwen/Qwen3-4B on this machine" in rows["model"]["found"]
 
 
 def test_a_tokenizer_without_a_chat_template(tmp_path):
     folder = model_folder(tmp_path / "model", chat_template__jinja=None)
-    fails("chat template", path_of(folder), found="no chat template", mend="chat_template.jinja")
+    fails("chat template", path_of(folder), found="no chat template", fix="chat_template.jinja")
 
 
 def test_a_template_that_drops_the_system_prompt(tmp_path):
     template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
     folder = model_folder(tmp_path / "model", chat_template__jinja=template)
     prompt = "srpo.system_prompt='Answer in one line.'"
-    fails("chat template", path_of(folder), prompt, found="drops the system turn", mend="unset srpo.system_prompt")
+    fails("chat template", path_of(folder), prompt, found="drops the system turn", fix="unset srpo.system_prompt")
     assert finding("chat template", path_of(folder)).status == PASS
 
 
@@ -404,14 +404,14 @@ def test_data_that_training_can_read(tmp_path):
     ],
 )
 def test_data_without_what_training_reads(tmp_path, row, found):
-    fails("data", *data_overrides(tmp_path, [row] * 8), found=found, mend="scripts/prepare_data.sh")
+    fails("data", *data_overrides(tmp_path, [row] * 8), found=found, fix="scripts/prepare_data.sh")
 
 
 def test_data_that_is_missing_or_cut_off_or_too_little(tmp_path):
     overrides = data_overrides(tmp_path, [ROW | {"extra_info": {"index": n}} for n in range(4)])
-    fails("data", *overrides, found="4 rows to train on", mend="data.train_batch_size=4")
+    fails("data", *overrides, found="4 rows to train on", fix="data.train_batch_size=4")
     file = tmp_path / "rows.parquet"
     os.truncate(file, file.stat().st_size // 2)
-    fails("data", *overrides, found="cannot be read as a parquet file", mend="scripts/prepare_data.sh")
+    fails("data", *overrides, found="cannot be read as a parquet file", fix="scripts/prepare_data.sh")
     file.unlink()
-    fails("data", *overrides, found="is not there", mend="data.train_files")
+    fails("data", *overrides, found="is not there", fix="data.train_files")

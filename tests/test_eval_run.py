@@ -197,7 +197,7 @@ def test_a_finished_evaluation_asks_nothing(run, monkeypatch):
         ({"--engine": "max_num_seqs=7"}, "engine was"),
     ],
 )
-def test_other_settings_are_refused_with_the_mend(run, changes, told):
+def test_other_settings_are_refused_with_the_fix(run, changes, told):
     run("a")
     with pytest.raises(ValueError, match=told) as refused:
         run("a", **changes)
@@ -381,7 +381,7 @@ def rewards_of_two(data_source, solution_str, ground_truth, extra_info=None):
     return {"score": 2.0}
 
 
-def test_a_reward_that_is_no_share_is_refused_with_the_mend(run):
+def test_a_reward_that_is_no_share_is_refused_with_the_fix(run):
     with pytest.raises(ValueError, match="rewards_of_two: .*lies in .*, not 2.0; let it return that as acc"):
         run("a", "--reward", f"{__name__}:rewards_of_two")
 

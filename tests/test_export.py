@@ -179,7 +179,7 @@ def test_a_full_folder_is_refused_before_anything_is_read(tmp_path):
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
-def test_the_command_ends_with_the_mend(tmp_path, monkeypatch, capsys):
+def test_the_command_ends_with_the_fix(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["export", str(tmp_path), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="error: .* is no checkpoint"):
         export.main()

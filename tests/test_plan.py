@@ -1,4 +1,4 @@
-"""The planner: exact parameter counts, activations against what torch really keeps, verdicts with mends, the command."""
+"""The planner: exact parameter counts, activations against what torch really keeps, verdicts with fixes, the command."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from srpo_recipe.plan import memory
 from srpo_recipe.plan.__main__ import main
 from srpo_recipe.plan.architecture import Architecture, describe_model
 from srpo_recipe.plan.device import Device
+from srpo_recipe.plan.fixes import recommended
 from srpo_recipe.plan.memory import GIB
-from srpo_recipe.plan.mends import recommended
 from srpo_recipe.plan.plan import plan, scaled
 from srpo_recipe.plan.setup import Setup, from_config
 from srpo_recipe.plan.step import Expectation, composition, in_flight, spread
@@ -49,7 +49,7 @@ def test_a_folder_is_read_and_named():
     assert found.parameters == 603_712 and found.source.endswith("tiny_qwen3/config.json")
 
 
-def test_an_unknown_model_is_refused_with_the_mend(tmp_path):
+def test_an_unknown_model_is_refused_with_the_fix(tmp_path):
     with pytest.raises(ValueError, match="give a folder with a config.json, or one of Qwen/Qwen3-0.6B"):
         describe_model("nobody/nothing-at-all")
     with pytest.raises(ValueError, match="no config.json that transformers can read"):
@@ -168,7 +168,7 @@ def test_the_largest_micro_batch_is_the_largest():
     assert memory.largest_micro_batch(arch, few, GPU.bytes, GPU.reserve) == few.rows * few.length == 4 * 10_240
 
 
-def test_the_mend_of_a_plan_mends_it():
+def test_the_fix_of_a_plan_fixes_it():
     """Each override that a refusal names is tried."""
     arch = eight()[0]
     for broken in (
@@ -178,9 +178,9 @@ def test_the_mend_of_a_plan_mends_it():
     ):
         found = plan(arch, from_config(compose_config([*BIG, *broken])), GPU, Expectation(200, 400, 0.4))
         assert not found["fits"] and len(found["problems"]) == 1
-        mend = found["problems"][0].rpartition("set ")[2]
-        mended = from_config(compose_config([*BIG, *broken, *mend.split()]))
-        assert plan(arch, mended, GPU, Expectation(200, 400, 0.4))["fits"], mend
+        fix = found["problems"][0].rpartition("set ")[2]
+        fixed = from_config(compose_config([*BIG, *broken, *fix.split()]))
+        assert plan(arch, fixed, GPU, Expectation(200, 400, 0.4))["fits"], fix
 
 
 def test_growth_to_512_ranks():

@@ -206,7 +206,7 @@ def test_nothing_raises():
 # ---- the model ----
 
 
-def test_a_missing_package_is_named_with_its_mend(monkeypatch, tmp_path):
+def test_a_missing_package_is_named_with_its_fix(monkeypatch, tmp_path):
     monkeypatch.setattr(smollm, "PACKAGE", "no-such-package")
     with pytest.raises(FileNotFoundError, match=r"install\.sh"):
         smollm.convert(tmp_path / "model")

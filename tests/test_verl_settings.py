@@ -199,13 +199,13 @@ def another(key: str, wanted: tuple) -> object:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.key)
-def test_each_row_refuses_its_key_with_the_mend(row):
+def test_each_row_refuses_its_key_with_the_fix(row):
     value = another(row.key, row.wanted)
-    mend = OmegaConf.select(composed(*BASE), row.wanted[0]) if isinstance(row.wanted[0], Key) else row.wanted[0]
-    mend = "null" if mend is None else mend
+    fix = OmegaConf.select(composed(*BASE), row.wanted[0]) if isinstance(row.wanted[0], Key) else row.wanted[0]
+    fix = "null" if fix is None else fix
     with changed(row.key, value) as config, pytest.raises(ValueError) as error:
         check(config)
-    assert str(error.value) == f"{row.key}={value} is not supported: set it to {mend} ({row.why})"
+    assert str(error.value) == f"{row.key}={value} is not supported: set it to {fix} ({row.why})"
 
 
 @pytest.mark.parametrize(
@@ -226,9 +226,9 @@ def test_each_row_asks_that_its_key_is_there(row):
         with pytest.raises(ValueError) as error:
             check(config)
     wanted = row.wanted[0]
-    mend = OmegaConf.select(composed(*BASE), wanted) if isinstance(wanted, Key) else wanted
-    mend = "null" if mend is None else mend
-    assert str(error.value) == f"{row.key} is missing: set it to {mend} ({row.why})"
+    fix = OmegaConf.select(composed(*BASE), wanted) if isinstance(wanted, Key) else wanted
+    fix = "null" if fix is None else fix
+    assert str(error.value) == f"{row.key} is missing: set it to {fix} ({row.why})"
 
 
 @pytest.mark.parametrize("row", TEACHER_REFUSALS, ids=lambda row: row.key)
@@ -264,7 +264,7 @@ def test_what_nothing_reads_is_refused_unless_it_is_verls_own(key, instead):
 
 # ---------------------------------------------------------------------------------------------- from the command line on
 
-# override -> what must be named, the mend among it. Before, each of these was run, and wrong.
+# override -> what must be named, the fix among it. Before, each of these was run, and wrong.
 WALKED_AROUND = {
     f"{ACTOR}.ulysses_sequence_parallel_size=2": [f"{ACTOR}.ulysses_sequence_parallel_size=2", "set it to 1"],
     f"{REF}.ulysses_sequence_parallel_size=2": [f"{REF}.ulysses_sequence_parallel_size=2", "set it to 1"],

@@ -65,10 +65,10 @@ def handle(answer):
 
 def test_text_is_plain_and_complete():
     error = "\x1b[36mray::f()\x1b[39m\n  x = y\n      ^^^\nValueError: no"
-    text = compose("vLLM failed", "weight sync", error, "Mend it.", "log")
+    text = compose("vLLM failed", "weight sync", error, "Fix it.", "log")
     assert text.startswith("The run ended: vLLM failed\nStage: weight sync\n")
     assert "\x1b" not in text and "^^^" not in text
-    assert text.index("ValueError: no") < text.index("log") < text.index("Mend it.")
+    assert text.index("ValueError: no") < text.index("log") < text.index("Fix it.")
     assert plain("a ^ b") == "a ^ b"
 
 

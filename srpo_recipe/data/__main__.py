@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
             print(problem, file=sys.stderr)
         if len(bad.problems) > args.max_listed:
             print(f"... and {len(bad.problems) - args.max_listed} more", file=sys.stderr)
-        print(f"{bad}; nothing was written. Mend the source, or leave them out with --skip-bad", file=sys.stderr)
+        print(f"{bad}; nothing was written. Fix the source, or leave them out with --skip-bad", file=sys.stderr)
         return 1
     except (Refused, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

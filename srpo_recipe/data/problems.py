@@ -9,7 +9,7 @@ SHOWN_CHARACTERS = 80
 
 
 class Refused(ValueError):
-    """A whole source, or the request itself, cannot be used; the message has the mend. Not skippable."""
+    """A whole source, or the request itself, cannot be used; the message has the fix. Not skippable."""
 
 
 class BadRow(ValueError):

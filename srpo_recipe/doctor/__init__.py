@@ -2,5 +2,5 @@
 
     python -m srpo_recipe.doctor [--json] [Hydra overrides as in training]
 
-Every check returns (status, what was found, mend) and is listed in `examine.CHECKS`; one that raises is a fail of itself alone.
+Every check returns (status, what was found, fix) and is listed in `examine.CHECKS`; one that raises is a fail of itself alone.
 """

@@ -12,7 +12,7 @@ from srpo_recipe.doctor.examine import CHECKS, examine, table
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 1 when a check fails, else 0."""
     parser = argparse.ArgumentParser(prog="srpo-doctor", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="a JSON list of {check, status, found, mend}")
+    parser.add_argument("--json", action="store_true", help="a JSON list of {check, status, found, fix}")
     parser.add_argument(
         "--ports", type=int, nargs="+", default=[], help="ports that must be free (several nodes: Ray's own)"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from omegaconf import DictConfig
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
-Answer = tuple[str, str, str]  # status, what was found, mend
+Answer = tuple[str, str, str]  # status, what was found, fix
 
 
 class NotChecked(Exception):
@@ -36,7 +36,7 @@ class Finding:
     check: str
     status: str
     found: str
-    mend: str
+    fix: str
 
 
 def ok(found: str) -> Answer:
@@ -48,7 +48,7 @@ def run(name: str, check: Callable[[Case], Answer], case: Case) -> Finding:
     try:
         return Finding(name, *check(case))
     except NotChecked as missing:
-        return Finding(name, WARN, f"not checked: it needs {missing}", "mend that first")
+        return Finding(name, WARN, f"not checked: it needs {missing}", "fix that first")
     except Exception as error:  # noqa: BLE001  (a broken machine raises anything)
         text = f"{type(error).__name__}: {error}".split("\n")[0]
         if error.__cause__:  # Ray's own error says no more than that there was one

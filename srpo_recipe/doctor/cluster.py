@@ -24,8 +24,8 @@ def ports(case: Case) -> Answer:
     taken = [port for port in wanted if not _free(port)]
     if taken:
         shown = ", ".join(map(str, taken))
-        mend = "see who listens (ss -ltnp), or choose other ports (ray start --port, --dashboard-port; MASTER_PORT)"
-        return FAIL, f"port {shown} is taken", mend
+        fix = "see who listens (ss -ltnp), or choose other ports (ray start --port, --dashboard-port; MASTER_PORT)"
+        return FAIL, f"port {shown} is taken", fix
     return ok(f"{', '.join(map(str, wanted))} free")
 
 
@@ -45,8 +45,8 @@ def ray_cluster(case: Case) -> Answer:
     wanted = f"trainer.nnodes={trainer.nnodes} x trainer.n_gpus_per_node={trainer.n_gpus_per_node}"
     if not address:
         if trainer.nnodes > 1:
-            mend = "start Ray on every node and give its address: RAY_ADDRESS=HOST:6379"
-            return FAIL, f"{wanted} wanted, but there is no RAY_ADDRESS", mend
+            fix = "start Ray on every node and give its address: RAY_ADDRESS=HOST:6379"
+            return FAIL, f"{wanted} wanted, but there is no RAY_ADDRESS", fix
         return ok("none given: a run starts one on this machine")
     unreachable = _unreachable(address)
     if unreachable:
@@ -69,8 +69,8 @@ def ray_cluster(case: Case) -> Answer:
     large = sum(count >= trainer.n_gpus_per_node for count in gpus)
     shown = f"{len(nodes)} node(s) with {', '.join(map(str, gpus))} GPU(s) at {address}"
     if large < trainer.nnodes:
-        mend = "join more workers (ray start --address), give Ray their GPUs (--num-gpus), or ask for fewer"
-        return FAIL, f"{shown}; {wanted} wanted", mend
+        fix = "join more workers (ray start --address), give Ray their GPUs (--num-gpus), or ask for fewer"
+        return FAIL, f"{shown}; {wanted} wanted", fix
     return ok(shown)
 
 

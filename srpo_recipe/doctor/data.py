@@ -29,12 +29,12 @@ def data(case: Case) -> Answer:
                 if section.custom_cls.path is None:  # else a loader of the user's gives the numbers
                     require_index(file)
             except ValueError as error:
-                mend = f"write it with scripts/prepare_data.sh, or correct data.{key} (docs/data.md has the columns)"
-                return FAIL, f"data.{key}: {str(error).splitlines()[0]}", mend
+                fix = f"write it with scripts/prepare_data.sh, or correct data.{key} (docs/data.md has the columns)"
+                return FAIL, f"data.{key}: {str(error).splitlines()[0]}", fix
     shown = f"{counts['train_files']} rows to train on, {counts['val_files']} to validate"
     if counts["train_files"] < section.train_batch_size:
-        mend = f"data.train_batch_size={counts['train_files']} or less, or more data"
-        return FAIL, f"{shown}, but data.train_batch_size={section.train_batch_size}", mend
+        fix = f"data.train_batch_size={counts['train_files']} or less, or more data"
+        return FAIL, f"{shown}, but data.train_batch_size={section.train_batch_size}", fix
     if not counts["val_files"]:
         return WARN, shown, "give data.val_files with rows, or trainer.val_before_train=false trainer.test_freq=-1"
     return ok(shown)

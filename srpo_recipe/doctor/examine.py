@@ -68,14 +68,14 @@ def examine(overrides: list[str], ports: list[int] | None = None, skip: Sequence
 
 
 def table(findings: list[Finding], brief: bool = False) -> str:
-    """One row a check; the mend stands under it where there is one. brief: those that pass are only counted."""
+    """One row a check; the fix stands under it where there is one. brief: those that pass are only counted."""
     width = max(len(finding.check) for finding in findings)
     lines = []
     for finding in findings:
         if brief and finding.status == PASS:
             continue
         lines.append(f"{finding.status}  {finding.check:<{width}}  {finding.found}")
-        if finding.mend:
-            lines.append(f"      {'':<{width}}  -> {finding.mend}")
+        if finding.fix:
+            lines.append(f"      {'':<{width}}  -> {finding.fix}")
     counts = {status: sum(finding.status == status for finding in findings) for status in (PASS, WARN, FAIL)}
     return "\n".join([*lines, ", ".join(f"{count} {status}" for status, count in counts.items())])

@@ -97,10 +97,10 @@ def host_memory(case: Case) -> Answer:
     available = memory_of("MemAvailable")
     shown = f"{available / GIB:.1f} GiB available, {needed / GIB:.1f} for loading the weights and what is offloaded"
     if available < needed:
-        mend = "free memory or use a larger machine"
+        fix = "free memory or use a larger machine"
         if setup.offload_policy:
-            mend += ", or more ranks without offload_policy"
-        return FAIL, shown, mend
+            fix += ", or more ranks without offload_policy"
+        return FAIL, shown, fix
     return ok(shown)
 
 
@@ -116,8 +116,8 @@ def shared_memory(case: Case) -> Answer:
         return ok(f"{free / GIB:.1f} GiB free in {SHM}")
     needed = bucket * case.config.trainer.n_gpus_per_node
     if free < needed:
-        mend = f"start the container with --shm-size=2g, or lower {BUCKET}"
-        return FAIL, f"{free / GIB:.2f} GiB free in {SHM}, {needed / GIB:.2f} for the weight sync", mend
+        fix = f"start the container with --shm-size=2g, or lower {BUCKET}"
+        return FAIL, f"{free / GIB:.2f} GiB free in {SHM}, {needed / GIB:.2f} for the weight sync", fix
     arch, _ = planned(case)
     if arch.head * 4 > bucket:
         megabytes = -(-arch.head * 4 // 2**20)

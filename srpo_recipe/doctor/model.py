@@ -32,17 +32,17 @@ def hub(case: Case) -> Answer:
         return ok("not needed: the model is a folder")
     if local_folder(path) is not None:
         return ok(f"{path} is in the cache")
-    mend = f"on a machine with a network: huggingface-cli download {path}; share the cache by HF_HOME, or give a folder"
+    fix = f"on a machine with a network: huggingface-cli download {path}; share the cache by HF_HOME, or give a folder"
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:
         return FAIL, f"{path} is neither a folder nor OWNER/NAME", "correct actor_rollout_ref.model.path"
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-        return FAIL, f"{path} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it", mend
+        return FAIL, f"{path} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it", fix
     from huggingface_hub import HfApi
 
     try:
         HfApi().model_info(path, timeout=10)
     except Exception as error:  # noqa: BLE001  (whatever the network raises)
-        return FAIL, f"{path} is not in the cache, and the hub does not give it: {type(error).__name__}", mend
+        return FAIL, f"{path} is not in the cache, and the hub does not give it: {type(error).__name__}", fix
     return (
         WARN,
         f"{path} is not in the cache; the hub has it",
@@ -62,12 +62,12 @@ def model_files(case: Case) -> Answer:
     from transformers import AutoConfig, AutoTokenizer
 
     folder = _folder(case)
-    mend = f"copy or download the whole model again into {folder}"
+    fix = f"copy or download the whole model again into {folder}"
     for what, reader in (("config.json", AutoConfig), ("the tokenizer", AutoTokenizer)):
         try:
             reader.from_pretrained(folder)
         except Exception as error:  # noqa: BLE001  (transformers raises anything)
-            return FAIL, f"{what} in {folder} cannot be read: {str(error).splitlines()[0]}", mend
+            return FAIL, f"{what} in {folder} cannot be read: {str(error).splitlines()[0]}", fix
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
     if index.is_file():
@@ -77,11 +77,11 @@ def model_files(case: Case) -> Answer:
     elif list(folder.glob("*.bin")):
         return WARN, f"{folder} has weights in an old format that is not checked", "save the model as safetensors"
     else:
-        return FAIL, f"{folder} has no weights", mend
+        return FAIL, f"{folder} has no weights", fix
     for file in files:
         broken = incomplete(file)
         if broken:
-            return FAIL, f"{file.name}: {broken}", mend
+            return FAIL, f"{file.name}: {broken}", fix
     return ok(f"{folder}: config, tokenizer, {len(files)} file(s) of weights")
 
 
@@ -112,16 +112,16 @@ def chat_template(case: Case) -> Answer:
     except Exception:  # noqa: BLE001  (transformers raises anything)
         raise NotChecked(f"a tokenizer in {folder}") from None
     if not tokenizer.chat_template:
-        mend = "take the instruct version of the model, or put chat_template.jinja beside its tokenizer"
-        return FAIL, "the tokenizer has no chat template", mend
+        fix = "take the instruct version of the model, or put chat_template.jinja beside its tokenizer"
+        return FAIL, "the tokenizer has no chat template", fix
     options = dict(case.config.data.get("apply_chat_template_kwargs") or {})
     system = case.config.srpo.system_prompt
     turns = with_system_prompt([{"role": "user", "content": "What is 2 + 3?"}], system)
     try:
         shown = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **options)
     except Exception as error:  # noqa: BLE001  (templates raise jinja's errors)
-        mend = "unset srpo.system_prompt" if system else "correct data.apply_chat_template_kwargs or the template"
-        return FAIL, f"the chat template fails: {error}", mend
+        fix = "unset srpo.system_prompt" if system else "correct data.apply_chat_template_kwargs or the template"
+        return FAIL, f"the chat template fails: {error}", fix
     lost = [turn["role"] for turn in turns if turn["content"].strip() not in shown]
     if lost:
         return (

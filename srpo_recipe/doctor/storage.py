@@ -38,9 +38,9 @@ def checkpoint_space(case: Case) -> Answer:
     keep = trainer.max_actor_ckpt_to_keep
     needed = one * ((keep or 2) + 1)
     shown = f"{free / GIB:.2f} GiB free at {here}, a checkpoint is {one / GIB:.2f}"
-    mend = f"free {max(0.0, needed - free) / GIB:.1f} GiB, run.root=DIR on a larger disk, or trainer.max_actor_ckpt_to_keep=1"
+    fix = f"free {max(0.0, needed - free) / GIB:.1f} GiB, run.root=DIR on a larger disk, or trainer.max_actor_ckpt_to_keep=1"
     if free < needed:
-        return FAIL, f"{shown}, {f'{keep} are kept and one more is' if keep else 'three at least are'} written", mend
+        return FAIL, f"{shown}, {f'{keep} are kept and one more is' if keep else 'three at least are'} written", fix
     if keep is None:
         return WARN, f"{shown}, and all are kept", "trainer.max_actor_ckpt_to_keep=2 keeps the last two"
     return ok(f"{shown}, {keep} are kept")
@@ -59,6 +59,6 @@ def shared_files(case: Case) -> Answer:
         file.flush()
         blind, count = blind_nodes(file.name)
     if blind:
-        mend = "put run.root, the data and the model on a file system that all nodes mount"
-        return FAIL, f"{', '.join(blind)} cannot read a file written in {Path(file.name).parent}", mend
+        fix = "put run.root, the data and the model on a file system that all nodes mount"
+        return FAIL, f"{', '.join(blind)} cannot read a file written in {Path(file.name).parent}", fix
     return ok(f"{count} node(s) read a file written in {Path(file.name).parent}")

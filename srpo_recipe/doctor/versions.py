@@ -99,11 +99,11 @@ def _flash_attention(case: Case, extra: str) -> Answer:
     packed = case.config.actor_rollout_ref.model.use_remove_padding
     version = installed_version("flash-attn")
     if version is None and packed:
-        mend = "bash scripts/install.sh gpu, or actor_rollout_ref.model.use_remove_padding=false with attn_implementation sdpa"
+        fix = "bash scripts/install.sh gpu, or actor_rollout_ref.model.use_remove_padding=false with attn_implementation sdpa"
         return (
             FAIL,
             "not installed, and actor_rollout_ref.model.use_remove_padding=true packs sequences through it",
-            mend,
+            fix,
         )
     return ok("not needed: sequences are padded") if version is None else _against_pins("flash-attn", version, extra)
 

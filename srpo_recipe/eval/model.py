@@ -55,7 +55,7 @@ class Model:
 def find(name: str, weights: str | None) -> Model:
     """The model that a user named. weights: of a checkpoint, None for the student.
 
-    Raises ValueError or OSError with the mend when it is none of the three, or weights are asked of what has one set only.
+    Raises ValueError or OSError with the fix when it is none of the three, or weights are asked of what has one set only.
     """
     path = Path(name)
     plain = (path / "config.json").is_file()

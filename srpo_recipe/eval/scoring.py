@@ -31,7 +31,7 @@ class Rule:
 
 
 def rule_for(task: str, mode: str, verifier: str | None = None, reward: str | None = None) -> Rule:
-    """The rule that the command line names, or else the task's own. Raises ValueError with the mend when there is none."""
+    """The rule that the command line names, or else the task's own. Raises ValueError with the fix when there is none."""
     own = next((function for prefix, function in REWARDS.items() if task.startswith(prefix)), None)
     if reward or (own and not verifier and task not in BENCHMARKS):
         if mode != MODES[0]:

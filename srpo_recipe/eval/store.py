@@ -21,7 +21,7 @@ class Store:
 
     plan: for each chunk of questions the keys of its samples in order, each the entries that a line of that sample must have
     (task, file, row, sample, seed). settings: everything that decides what is sampled; JSON.
-    Raises ValueError with the mend when the folder belongs to an evaluation with other settings, when another process
+    Raises ValueError with the fix when the folder belongs to an evaluation with other settings, when another process
     holds it, and when a line of samples.jsonl before the last is damaged or not of this evaluation.
     """
 

@@ -3,6 +3,6 @@
     python -m srpo_recipe.plan model=qwen3_8b hardware=gpu8 task=parquet data.train_files=a data.val_files=b
 
 `architecture` knows the model, `device` what it is put on, `setup` what of the config matters, `memory` the arithmetic, `step`
-the work of a step, `mends` what to change, `plan` the whole as data, `show` what is printed. Nothing here needs an accelerator,
+the work of a step, `fixes` what to change, `plan` the whole as data, `show` what is printed. Nothing here needs an accelerator,
 the data, or the model's weights.
 """

@@ -47,7 +47,7 @@ def describe_model(path: str) -> Architecture:
     """The model of `actor_rollout_ref.model.path`: a folder, or a hub name.
 
     A hub name is looked up in the local cache first, then in the published table above, then on the hub. Raises
-    ValueError, with the mend, for a model that cannot be read or is no dense decoder.
+    ValueError, with the fix, for a model that cannot be read or is no dense decoder.
     """
     config, source = _config(path)
     return _measure(path, source, config)

@@ -1,4 +1,4 @@
-"""The plan as plain data: phases, verdict with mends, step, micro-batch, growth."""
+"""The plan as plain data: phases, verdict with fixes, step, micro-batch, growth."""
 
 from dataclasses import asdict, replace
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from srpo_recipe.plan import memory, step
 from srpo_recipe.plan.architecture import Architecture
 from srpo_recipe.plan.device import Device
-from srpo_recipe.plan.mends import problems, recommended
+from srpo_recipe.plan.fixes import problems, recommended
 from srpo_recipe.plan.setup import Setup
 
 WORLDS = (1, 8, 16, 32, 64, 128, 256, 512)

@@ -53,7 +53,7 @@ def in_flight(setup: Setup, kv_bytes: float, bytes_per_token: float) -> dict[str
 
 
 def spread(setup: Setup) -> str | None:
-    """Why the batch cannot be spread over the ranks, with the mend; None when it can."""
+    """Why the batch cannot be spread over the ranks, with the fix; None when it can."""
     for name, prompts in (
         ("data.train_batch_size", setup.prompts),
         ("actor_rollout_ref.actor.ppo_mini_batch_size", setup.mini_batch),

@@ -36,7 +36,7 @@ def teacher_path(actor_path: str) -> str:
 
 
 def require_teacher(actor_path: str, world_size: int, rank: int) -> None:
-    """Raise FileNotFoundError with the mend when the rank's shard of the teacher is missing."""
+    """Raise FileNotFoundError with the fix when the rank's shard of the teacher is missing."""
     shard = Path(teacher_path(actor_path)) / f"model_world_size_{world_size}_rank_{rank}.pt"
     if not shard.is_file():
         raise FileNotFoundError(

@@ -40,7 +40,7 @@ def wait(address: str, nodes: int, gpus: int, timeout: float, expected: Iterable
 
     address: HOST:PORT of the head, or auto; expected: addresses that should come, to name those that are missing.
     Leaves no connection to Ray behind. Raises TimeoutError after `timeout` seconds, with what came, what did not, and
-    the mend.
+    the fix.
     """
     start, said, last = time.monotonic(), "", 0.0
     try:
@@ -83,7 +83,7 @@ def _nodes() -> Nodes:
 
 
 def _missing(present: Nodes, nodes: int, gpus: int, timeout: float, expected: Iterable[str]) -> str:
-    """What came, what did not, and the mend."""
+    """What came, what did not, and the fix."""
     ready = [name for name, count in present if count >= gpus]
     short = [f"{name} ({count:g})" for name, count in present if count < gpus]
     absent = set(expected) - {name for name, _ in present}

@@ -1,7 +1,7 @@
 """What a command line would run, without starting it: `python -m srpo_recipe.run.dry_run [Hydra overrides]`.
 
 Prints the versions, the commit, the run's folder and the method's table, as the run itself would. Exit status 1 and the
-mend for a configuration that the run would refuse. With --versions alone it prints versions and commit.
+fix for a configuration that the run would refuse. With --versions alone it prints versions and commit.
 """
 
 import sys

@@ -11,7 +11,7 @@ from srpo_recipe.verify.settings import ShapingConfig, VerifierConfig, require
 
 
 def read(config: DictConfig) -> SRPOConfig:
-    """Typed settings from the composed config. Raises ValueError with the mend for a value out of range."""
+    """Typed settings from the composed config. Raises ValueError with the fix for a value out of range."""
     for section, schema in (
         (config.srpo, SRPOConfig),
         (config.srpo.teacher, TeacherConfig),
@@ -33,17 +33,17 @@ def from_plain(section: Any) -> SRPOConfig:
 
 
 def section_of(config: DictConfig, key: str) -> DictConfig:
-    """A section of refusals.SECTIONS. Raises ValueError, with the mend, where it is null or missing."""
+    """A section of refusals.SECTIONS. Raises ValueError, with the fix, where it is null or missing."""
     found, instead = OmegaConf.select(config, key), SECTIONS[key]
-    mend = "leave it as in verl's config" + (f", and set {instead} if that is what you mean" if instead else "")
-    require(isinstance(found, DictConfig), f"{key} is null or missing, and its settings are read: {mend}")
+    fix = "leave it as in verl's config" + (f", and set {instead} if that is what you mean" if instead else "")
+    require(isinstance(found, DictConfig), f"{key} is null or missing, and its settings are read: {fix}")
     return found
 
 
 def old_policy(config: DictConfig) -> str:
     """Where the old policy's log-probs come from: "update" (the update's own forward pass) or "pass" (one before it).
 
-    Raises ValueError, with the mend, for a config without algorithm.rollout_correction.
+    Raises ValueError, with the fix, for a config without algorithm.rollout_correction.
     """
     section_of(config, CORRECTION)
     if config.srpo.old_policy != "auto":

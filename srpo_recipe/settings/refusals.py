@@ -24,7 +24,7 @@ class Key(str):
 
 
 class Refusal(NamedTuple):
-    """A key, the values that it may have (the first is offered as the mend), and why no other.
+    """A key, the values that it may have (the first is offered as the fix), and why no other.
 
     An absent key is refused too: the default of verl's dataclasses is often another than that of verl's YAML. may_be_absent:
     the YAML does not have the key, and without it the run is as wanted.

@@ -28,7 +28,7 @@ ABSENT = object()
 
 
 def check(config: DictConfig) -> SRPOConfig:
-    """The typed settings. Raises ValueError, with key and mend, for what the method cannot do, or would not do as written."""
+    """The typed settings. Raises ValueError, with key and fix, for what the method cannot do, or would not do as written."""
     for key in SECTIONS:
         section_of(config, key)
     check_counts(config)
@@ -70,9 +70,9 @@ def check_unread(config: DictConfig, keys: dict[str, str]) -> None:
     for section, instead in keys.items():
         default = dict(_leaves(OmegaConf.select(verl_defaults(), section, default=ABSENT), section))
         for key, value in _leaves(OmegaConf.select(config, section, default=ABSENT), section):
-            mend = f"leave it at {_shown(default[key])}" if key in default else "leave it out"
-            mend += f", and set {instead} if that is what you mean" if instead else ""
-            require(value == default.get(key, ABSENT), f"{key}={_shown(value)} has no effect here: {mend}")
+            fix = f"leave it at {_shown(default[key])}" if key in default else "leave it out"
+            fix += f", and set {instead} if that is what you mean" if instead else ""
+            require(value == default.get(key, ABSENT), f"{key}={_shown(value)} has no effect here: {fix}")
 
 
 def check_batch(config: DictConfig) -> None:

@@ -1,4 +1,4 @@
-"""The settings of a run's folder: every default once, every wrong value refused with its mend."""
+"""The settings of a run's folder: every default once, every wrong value refused with its fix."""
 
 import re
 import zlib
@@ -54,7 +54,7 @@ ConfigStore.instance().store(group="run", name="schema", node=RunConfig)
 
 
 def check(config: DictConfig) -> None:
-    """Raise ValueError, with the mend, for a way to resume that is none or that contradicts another setting."""
+    """Raise ValueError, with the fix, for a way to resume that is none or that contradicts another setting."""
     resume, mode = config.run.resume, config.trainer.resume_mode
     step = isinstance(resume, int) and not isinstance(resume, bool)
     require(

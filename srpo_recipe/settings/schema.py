@@ -1,4 +1,4 @@
-"""The method's own settings: every default once, every wrong value refused with its mend.
+"""The method's own settings: every default once, every wrong value refused with its fix.
 
 The dataclasses are registered with Hydra as the schema of the `srpo` section, so an unknown key or a wrong type is refused
 while the command line is parsed; `rules.check` refuses what a type cannot say, and what contradicts verl's own settings.

@@ -20,7 +20,7 @@ PROVENANCE = "provenance.json"
 
 
 def find_gguf() -> tuple[Path, dict[str, str]]:
-    """The weights file of the installed package, and where it is from. Raises FileNotFoundError with the mend."""
+    """The weights file of the installed package, and where it is from. Raises FileNotFoundError with the fix."""
     try:
         package = metadata.distribution(PACKAGE)
     except metadata.PackageNotFoundError:
@@ -33,7 +33,7 @@ def find_gguf() -> tuple[Path, dict[str, str]]:
 
 
 def load_tokenizer(gguf: Path):
-    """The tokenizer as the file describes it, with four things mended that transformers' GGUF reader leaves out."""
+    """The tokenizer as the file describes it, with four things fixed that transformers' GGUF reader leaves out."""
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""The settings of the verifiers, section srpo.verifier: every default once, every wrong value refused with its mend."""
+"""The settings of the verifiers, section srpo.verifier: every default once, every wrong value refused with its fix."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from srpo_recipe.verify import MODES
 
 
 def require(holds: bool, message: str) -> None:
-    """Raise ValueError with `message`, which has the mend, unless a condition holds."""
+    """Raise ValueError with `message`, which has the fix, unless a condition holds."""
     if not holds:
         raise ValueError(message)
 

@@ -20,16 +20,16 @@ def recommended(setup: Setup, most: int) -> int:
 def problems(
     arch: Architecture, setup: Setup, device: Device, totals: dict[str, float], kv_bytes: float
 ) -> Iterable[str]:
-    """Why the run does not fit, each with its mend. totals: bytes of each phase. kv_bytes: of vLLM's cache."""
-    length, mends = setup.length, set()
+    """Why the run does not fit, each with its fix. totals: bytes of each phase. kv_bytes: of vLLM's cache."""
+    length, fixes = setup.length, set()
     for name, total in totals.items():
-        if total > device.bytes and (mend := _mend(arch, setup, device, name)) not in mends:
-            mends.add(mend)
-            yield f"{total / GIB:.1f} GiB in the phase '{name}', on a device of {device.bytes / GIB:.1f}: {mend}"
+        if total > device.bytes and (fix := _fix(arch, setup, device, name)) not in fixes:
+            fixes.add(fix)
+            yield f"{total / GIB:.1f} GiB in the phase '{name}', on a device of {device.bytes / GIB:.1f}: {fix}"
     if kv_bytes < length * memory.kv_bytes_per_token(arch, setup):
         yield (
             f"vLLM's cache of {kv_bytes / GIB:.1f} GiB does not hold one rollout of {length} tokens: "
-            f"{_rollout_mend(arch, setup, device)}"
+            f"{_rollout_fix(arch, setup, device)}"
         )
     if setup.update_limit < length:
         yield (
@@ -41,7 +41,7 @@ def problems(
         yield uneven
 
 
-def _rollout_mend(arch: Architecture, setup: Setup, device: Device) -> str:
+def _rollout_fix(arch: Architecture, setup: Setup, device: Device) -> str:
     """The share of the memory, and the ranks an engine, with which vLLM holds the weights and a few rollouts beside the actor."""
     if setup.kv_bytes is not None:
         return "raise actor_rollout_ref.rollout.engine_kwargs.vllm.kv_cache_memory_bytes"
@@ -66,9 +66,9 @@ def _fewer(setup: Setup) -> str:
     return f"use more ranks, or keep the weights on the host: {keys}"
 
 
-def _mend(arch: Architecture, setup: Setup, device: Device, phase: str) -> str:
+def _fix(arch: Architecture, setup: Setup, device: Device, phase: str) -> str:
     if phase == "rollout" and not setup.on_cpu:
-        return _rollout_mend(arch, setup, device)
+        return _rollout_fix(arch, setup, device)
     best = memory.largest_micro_batch(arch, setup, device.bytes, device.reserve)
     if phase.startswith("update") and recommended(setup, best):
         return f"set actor_rollout_ref.actor.ppo_max_token_len_per_gpu={recommended(setup, best)}"
