@@ -332,9 +332,7 @@ def test_weights_that_were_cut_off(tmp_path):
     weights = folder / "model.safetensors"
     whole = weights.stat().st_size
     os.truncate(weights, whole - 4)
-    fails(
-        "model", path_of(folder), found=f"{whole - 4} bytes instead of {whole}", fix="download the whole model again"
-    )
+    fails("model", path_of(folder), found=f"{whole - 4} bytes instead of {whole}", fix="download the whole model again")
     os.truncate(weights, 20)
     fails("model", path_of(folder), found="cut off in its header", fix="again")
 

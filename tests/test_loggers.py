@@ -109,11 +109,7 @@ def test_a_run_keeps_the_loggers_files_in_its_own_folder(set_by_user, monkeypatc
     monkeypatch.setattr(
         ours.__mro__[1], "run", lambda self, config: seen.update({name: os.environ[name] for name in variables})
     )
-    monkeypatch.setattr(runner.tq, "init", lambda config: None)
     monkeypatch.setattr(register, "register_method", lambda: None)
-    monkeypatch.setattr(runner, "_import_engine", lambda name: None)
-    rollout = {"agent": {"agent_loop_manager_class": "a.b"}, "name": "vllm"}
-    config = {"run": {"dir": "/runs/a"}, "transfer_queue": {}, "actor_rollout_ref": {"rollout": rollout}}
-    ours.run(ours.__new__(ours), OmegaConf.create(config))
+    ours.run(ours.__new__(ours), OmegaConf.create({"run": {"dir": "/runs/a"}}))
     folders = [set_by_user] * 2 if set_by_user else ["/runs/a/tensorboard", "/runs/a"]
     assert [seen[name] for name in variables] == folders

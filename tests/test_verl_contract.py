@@ -42,8 +42,6 @@ NAMES = {
     "verl.trainer.ppo.checkpoint_callback:CheckpointCallback": "config",
     "verl.utils.debug:marked_timer": "name timing_raw color domain category",
     "verl.utils.seqlen_balancing:log_seqlen_unbalance": "seqlen_list partitions prefix",
-    "transfer_queue:init": "conf",
-    "verl.workers.rollout.replica:get_rollout_replica_class": "rollout disaggregation_enabled",
     "transfer_queue:KVBatchMeta": "keys tags partition_id fields extra_info",
     "transfer_queue:kv_batch_get": "keys partition_id select_fields",
     "transfer_queue:kv_batch_put": "keys partition_id fields tags data_parser",
@@ -100,7 +98,6 @@ NAMES = {
 
 # Methods that we override or call, and their parameters.
 METHODS = {
-    "verl.experimental.agent_loop.agent_loop:AgentLoopManager._init_agent_loop_workers": "self",
     "verl.trainer.main_ppo:TaskRunnerV1.__ray_metadata__.modified_class.run": "self config",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer.__init__": "self config",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._init_resource_pool_mgr": "self",

@@ -292,7 +292,10 @@ WALKED_AROUND = {
     ],
     f"+{ROLLOUT}.engine_kwargs.vllm={{logprobs-mode:raw_logprobs}}": ["vllm.logprobs-mode=raw", "set it to processed"],
     f"{ROLLOUT}.enable_chunked_prefill=true": [f"{ROLLOUT}.enable_chunked_prefill=True", "set it to false"],
-    f"+{ROLLOUT}.engine_kwargs.vllm.enable-chunked-prefill=true": ["vllm.enable-chunked-prefill=True", "set it to false"],
+    f"+{ROLLOUT}.engine_kwargs.vllm.enable-chunked-prefill=true": [
+        "vllm.enable-chunked-prefill=True",
+        "set it to false",
+    ],
     "algorithm.rollout_correction.rollout_rs=token_k1": ["rollout_rs=token_k1", "set it to null"],
     "algorithm.rollout_correction.rollout_rs_threshold=2": ["rollout_rs_threshold=2 has no effect", "leave it at null"],
     "~algorithm.rollout_correction.rollout_is": ["rollout_correction.rollout_is is missing", "set it to token"],

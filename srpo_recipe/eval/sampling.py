@@ -98,7 +98,9 @@ class Sampler:
 
     def __init__(self, model: Path, engine: dict[str, Any], length: int):
         if on_cpu() and engine.get("enable_chunked_prefill") is not False:
-            raise ValueError("--engine enable_chunked_prefill=true: vLLM's seeded requests fail with it on a CPU; leave it out")
+            raise ValueError(
+                "--engine enable_chunked_prefill=true: vLLM's seeded requests fail with it on a CPU; leave it out"
+            )
         # In its own process the engine would begin with whichever requests had arrived: other batches every time.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about speed

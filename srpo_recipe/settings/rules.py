@@ -108,7 +108,9 @@ def check_prefill(config: DictConfig) -> None:
     given = {f"{ROLLOUT}.engine_kwargs.vllm.{name}": value for name, value in engine.items()}
     for key, value in (own | given).items():
         if config.trainer.device == "cpu" and key.replace("-", "_").endswith("enable_chunked_prefill") and value:
-            raise ValueError(f"{key}={value}: on a CPU vLLM cannot seed a prompt that it reads in parts: set it to false")
+            raise ValueError(
+                f"{key}={value}: on a CPU vLLM cannot seed a prompt that it reads in parts: set it to false"
+            )
 
 
 def check_old_policy(config: DictConfig) -> None:

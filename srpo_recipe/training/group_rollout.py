@@ -25,7 +25,6 @@ from verl.experimental.agent_loop.agent_loop import (
     _agent_loop_registry,
 )
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ, apply_greedy_sampling_params
-from verl.workers.rollout.replica import get_rollout_replica_class
 
 from srpo_recipe.training.group_batch import Group, queue_rows, reward_batch
 from srpo_recipe.verify.failures import FOLDER, FailureLog
@@ -52,23 +51,13 @@ class GroupWorker(_VerlWorker):
     """verl's agent-loop worker, a group at a time where the agent loop allows it.
 
     Only text: a group whose prompt carries images, audio or video, and an agent loop that uses tools, go verl's way.
-
-    Made without arguments it is a process that imports what it will need and waits for `begin`.
     """
 
     _named_not_finite = False  # whether the log has shown such a reward
 
     def __init__(self, *args, **kwargs):
-        if args or kwargs:
-            self.begin(*args, **kwargs)
-
-    def begin(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self._loops: dict[str, Any] = {}
-
-    def import_engine(self, name: str) -> None:
-        """The servers' handles need their class, which is seconds of imports."""
-        get_rollout_replica_class(name)
 
     def _stateless_loop(self, name: str):
         """The shared instance of the agent loop `name`, or None when it wants one for every rollout."""

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 LEAST = np.exp(-80.0)  # of a tail that is summed: as small as fp32 likes
-TAIL_FLOOR = 2.0**-23  # of the teacher's where it is one minus fp32 probabilities, which is unless alpha is 1: one fp32 epsilon
+# Of the teacher's tail where it is one minus fp32 probabilities, which is unless alpha is 1: one fp32 epsilon.
+TAIL_FLOOR = 2.0**-23
 
 
 # ------------------------------------------------------------------------------------------ routing
