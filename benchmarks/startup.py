@@ -18,18 +18,9 @@ import time
 import psutil
 from environment import environment
 
-# (phase, what its last line holds)
-MARKS = (
-    ("configuration", "  route rule"),
-    ("Ray", "Started a local Ray instance"),
-    ("trainer's imports", "SRPOTaskRunner pid="),
-    ("data queue and data", "dataloader initialized"),
-    ("actor and teacher", "model engine initialized"),
-    ("vLLM", "all initialize finished"),
-    ("agent loop, held-out accuracy", "Training Progress:"),
-    ("first step", "step 1/1 |"),
-    ("checkpoint, end", '{"method"'),
-)
+# (phase, how its last line begins); the phases of the start are the run's own
+PHASES = ("environment", "cluster", "data", "actor and teacher", "rollout engine", "held-out accuracy")
+MARKS = (*((name, f"  {name} ") for name in PHASES), ("first step", "step 1/1 |"), ("checkpoint, end", '{"method"'))
 
 
 def measure() -> dict:
@@ -52,7 +43,7 @@ def measure() -> dict:
         for line in process.stdout:
             lines.append(line)
             # a phase whose line never came counts to the next one
-            at = next((place for place, (_, mark) in enumerate(marks) if mark in line), None)
+            at = next((place for place, (_, mark) in enumerate(marks) if line.startswith(mark)), None)
             if at is None:
                 continue
             now, busy_now = time.time(), _busy()

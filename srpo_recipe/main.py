@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from srpo_recipe import plugin
 from srpo_recipe.records.tables import print_table
-from srpo_recipe.run import cluster, folder, stop
+from srpo_recipe.run import cluster, folder, screen, stop
 from srpo_recipe.run.prepare import prepare
 from srpo_recipe.run.summary import summarise
 from srpo_recipe.settings.describe import describe
@@ -50,11 +50,15 @@ def run(config: DictConfig, start: folder.Start) -> None:
         cluster.join(config)
     except TimeoutError as error:
         sys.exit(f"Cluster error: {error}")
-    with ended_clearly(config.run.dir):
-        from srpo_recipe.training.launch import launch  # verl, which takes seconds
+    print(f"logs of all processes: {config.run.dir}/{screen.FOLDER}", flush=True)
+    with screen.of_run(config.run.dir, config.run.console, config.run.started_at) as shown:
+        with ended_clearly(config.run.dir, shown.err):
+            from srpo_recipe.training.launch import launch  # verl, which takes seconds
 
-        launch(config)
-    ray.shutdown()  # its workers' last lines come before ours
+            shown.phase("environment")
+            launch(config)
+        shown.ended.wait(screen.LAST_LINES_SECONDS)
+        ray.shutdown()
     if (step := stop.confirmed(config)) is not None:
         print(f"stopped after step {step}, as {config.run.stop_file} asked; the same command goes on from there")
         sys.exit(stop.STATUS)

@@ -13,7 +13,10 @@ from srpo_recipe.method.route import Route
 from srpo_recipe.records.metrics_file import JsonLines, read_lines
 from srpo_recipe.run import compare
 from srpo_recipe.run import summary as report
+from srpo_recipe.run.curve import Curve
 from srpo_recipe.run.routing_metrics import agent_seconds, routing, verification
+from srpo_recipe.run.say import MARK
+from srpo_recipe.run.series import HELD_OUT, held_out_key
 from srpo_recipe.run.step_log import FIRST_STEPS, StepLog
 from srpo_recipe.settings.compose import compose_config
 from srpo_recipe.settings.schema import SRPOConfig
@@ -146,7 +149,7 @@ def write(capsys):
             metrics = {key: value for key, value in {**line(step), **changes}.items() if value is not None}
             del metrics["step"]
             log.write(step, 10, metrics, {"step": seconds})
-            return capsys.readouterr().out, metrics
+            return capsys.readouterr().out.replace(MARK, ""), metrics
 
         return one
 
@@ -265,8 +268,9 @@ def write_run(folder, method="srpo", seed=1, accuracy=(0.25, 0.5, 0.75), **chang
     (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
     return OmegaConf.create(
         {
-            "run": {"dir": str(folder), "started_at": time.time() - 60},
+            "run": {"dir": str(folder), "name": "run", "started_at": time.time() - 60},
             "method": {"name": method},
+            "task": {"name": "sums"},
             "srpo": {"seed": seed, "verifier": {"name": "choice", "mode": "strict"}},
             "trainer": {"default_local_dir": str(folder / "checkpoints")},
         }
@@ -295,6 +299,18 @@ def test_the_summary(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "held-out avg@4 on sums by the verifier choice, strict: 25.0% before, 75.0% after" in out
     assert "40% 30% 20% 10%" in out
+
+
+def test_the_picture_is_drawn_at_every_validation_and_a_full_disk_does_not_end_the_run(tmp_path, capsys):
+    curve, picture = Curve(write_run(tmp_path / "run")), tmp_path / "run" / "curve.png"
+    curve.log({"actor/loss": 1.0, "val-aux/num_turns/mean": 2.0}, 1)
+    assert not picture.exists()
+    curve.log({KEY: 0.5}, 2)
+    assert picture.read_bytes().startswith(PNG)
+    picture.unlink()
+    picture.mkdir()
+    curve.log({KEY: 0.5}, 4)
+    assert capsys.readouterr().out.startswith(f"{MARK}WARNING the curve of step 4 could not be drawn: ")
 
 
 def test_a_run_without_validation_or_without_teacher_still_has_a_summary(tmp_path):
@@ -339,9 +355,9 @@ def test_a_run_without_a_step_or_an_accuracy_is_an_error_that_says_where_to_look
 
 
 def test_only_held_out_accuracy_counts_as_such():
-    assert report.held_out_key([{"step": 1, "val-aux/sums/acc/mean@4": 1, "val-core/sums/acc/best@4/mean": 1}]) is None
-    assert report.held_out_key([{"step": 1}, {"step": 2, KEY: 1}]) == KEY
-    assert report.HELD_OUT.match("val-core/sciknow/chem/reward/mean@16")["source"] == "sciknow/chem"
+    assert held_out_key([{"step": 1, "val-aux/sums/acc/mean@4": 1, "val-core/sums/acc/best@4/mean": 1}]) is None
+    assert held_out_key([{"step": 1}, {"step": 2, KEY: 1}]) == KEY
+    assert HELD_OUT.match("val-core/sciknow/chem/reward/mean@16")["source"] == "sciknow/chem"
 
 
 # -------------------------------------------------------------------------------------------------------------- compare

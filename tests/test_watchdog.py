@@ -186,21 +186,21 @@ def test_driver_shows_the_report_and_not_an_old_one(tmp_path, monkeypatch, capsy
     path = tmp_path / "failure.txt"
 
     path.write_text("old")
-    with ended_clearly(tmp_path):
+    with ended_clearly(tmp_path, sys.stderr):
         assert not path.exists()
     assert not path.exists()
 
-    with pytest.raises(SystemExit) as status, ended_clearly(tmp_path):
+    with pytest.raises(SystemExit) as status, ended_clearly(tmp_path, sys.stderr):
         stored[0] = "the cause"
         raise ActorDiedError()
     assert status.value.code == 1 and path.read_text() == "the cause"
 
     stored[0] = None
-    with pytest.raises(SystemExit), ended_clearly(tmp_path):
+    with pytest.raises(SystemExit), ended_clearly(tmp_path, sys.stderr):
         raise ValueError("bad value")
     assert "bad value" in path.read_text() and "bad value" in capsys.readouterr().err
 
-    with pytest.raises(KeyboardInterrupt), ended_clearly(tmp_path):
+    with pytest.raises(KeyboardInterrupt), ended_clearly(tmp_path, sys.stderr):
         raise KeyboardInterrupt
     assert not path.exists()
 
@@ -323,10 +323,11 @@ def test_a_disk_that_takes_no_failure_file_hides_no_cause(tmp_path, monkeypatch,
     monkeypatch.setattr(
         "srpo_recipe.training.watch.driver.reported", lambda: "The run ended: the disk is full\n\nmore\n"
     )
-    with pytest.raises(SystemExit), ended_clearly(str(tmp_path)):
+    with pytest.raises(SystemExit), ended_clearly(str(tmp_path), sys.stderr):
         raise RuntimeError("anything")
-    last = capsys.readouterr().err.splitlines()[-2:]
+    last = capsys.readouterr().err.splitlines()[-3:]
     assert last == [
         "The run ended: the disk is full",
         f"{tmp_path}/failure.txt could not be written: No space left on device",
+        f"What every process wrote is in {tmp_path}/logs",
     ]

@@ -18,7 +18,7 @@ from srpo_recipe.records.metrics_file import read_lines
 from srpo_recipe.run.counted import ABSENT, differences, shown
 from srpo_recipe.run.folder import Refused, settings_of
 from srpo_recipe.run.neutral import RISING, SEEDS
-from srpo_recipe.run.summary import series
+from srpo_recipe.run.series import series
 
 
 def load(folder: Path) -> dict[str, list[dict]]:

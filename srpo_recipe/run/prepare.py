@@ -1,10 +1,10 @@
 """What only the driver knows is filled into a run's config: paths, the run's folder and clock, embedded data."""
 
 import os
-import time
 from pathlib import Path
 
 import hydra
+import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from srpo_recipe.records.training_rows import require_index
@@ -36,7 +36,7 @@ def fill(config: DictConfig) -> None:
         if os.environ.get("RAY_ADDRESS"):  # a cluster that runs has its resources
             config.ray_kwargs.ray_init.update(num_cpus=None, num_gpus=None)
         OmegaConf.resolve(config)
-        config.run.started_at = config.run.started_at or time.time()
+        config.run.started_at = config.run.started_at or psutil.Process().create_time()
         wire(config)
         config.actor_rollout_ref.srpo = config.srpo
         agent = config.actor_rollout_ref.rollout.agent

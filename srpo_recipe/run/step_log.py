@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 
+from srpo_recipe.run.say import say
 from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.verify.failures import FOLDER
 
@@ -11,7 +12,7 @@ FIRST_STEPS = 5  # the response length that later steps are compared with is the
 
 
 class StepLog:
-    """Prints one line a step, and says in plain words when the method does nothing.
+    """Says one line a step, and says in plain words when the method does nothing.
 
     Metrics of the distilled tokens (actor/distill/*) are absent where nothing was distilled: the mean over no token is
     not 0.
@@ -36,11 +37,11 @@ class StepLog:
         if mean is not None and square is not None:
             metrics["actor/distill/weight_std"] = max(square - mean**2, 0.0) ** 0.5
         self.seconds.append(timing["step"] + timing.get("testing", 0.0))
-        print(self._line(step, total, metrics), flush=True)
+        say(self._line(step, total, metrics))
         found = {**self._failures(metrics), **self._idleness(metrics), **self._length_collapse(metrics)}
         for name, text in found.items():
             if self._due(name):
-                print(f"WARNING {text}", flush=True)
+                say(f"WARNING {text}")
 
     def _line(self, step: int, total: int, m: dict) -> str:
         left = (total - step) * float(np.median(self.seconds[-20:]))

@@ -2,37 +2,16 @@
 scripts."""
 
 import json
-import re
 import time
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from srpo_recipe.records.figures import pyplot
 from srpo_recipe.records.files import write_whole
 from srpo_recipe.records.metrics_file import read_lines
-
-HELD_OUT = re.compile(r"^val-core/(?P<source>.+)/(acc|reward)/mean@(?P<k>\d+)$")
-TRAINED = "route/distill_share"  # in every line of a training step and in no other
-
-
-def series(lines: list[dict], key: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of one metric, where it was logged."""
-    found = [(line["step"], line[key]) for line in lines if key in line]
-    return [step for step, _ in found], [value for _, value in found]
-
-
-def held_out_key(lines: list[dict]) -> str | None:
-    """Name of the held-out accuracy (avg@k) among the metrics; the first data source where there are several."""
-    return next((key for line in lines for key in sorted(line) if HELD_OUT.match(key)), None)
-
-
-def held_out_name(key: str) -> str:
-    """`avg@k on SOURCE` for a key that `held_out_key` found."""
-    match = HELD_OUT.match(key)
-    assert match, key
-    return f"avg@{match['k']} on {match['source']}"
+from srpo_recipe.run.curve import draw_run, title
+from srpo_recipe.run.series import TRAINED, held_out_key, held_out_name, series
 
 
 def summarise(config: DictConfig) -> dict[str, Any]:
@@ -43,7 +22,7 @@ def summarise(config: DictConfig) -> dict[str, Any]:
     summary = measure(config)
     lines = read_lines(summary["metrics"])
     if summary["plot"]:
-        draw_run(lines, summary["metric"], Path(summary["plot"]), f"{summary['method']}, seed {summary['seed']}")
+        draw_run(lines, Path(summary["plot"]), title(config))
     write_whole(Path(config.run.dir) / "summary.json", json.dumps(summary, indent=1) + "\n")
     _show(summary, [line[TRAINED] for line in lines if TRAINED in line], config.trainer.default_local_dir)
     return summary
@@ -99,25 +78,3 @@ def _show(summary: dict[str, Any], shares: list[float], weights: str) -> None:
     print(f"metrics {summary['metrics']}")
     if shares:
         print(f"curve   {summary['plot']}\nweights {weights}")
-
-
-def draw_run(lines: list[dict], key: str | None, path: Path, title: str) -> None:
-    """Accuracy and routed share above, teacher entropy and response length below, against steps."""
-    plt = pyplot()
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 7), sharex=True)
-    top.plot(*series(lines, "route/correct_share"), color="0.6", label="training, correct")
-    if key:
-        top.plot(*series(lines, key), "o-", color="tab:green", label=f"held out, {held_out_name(key)}")
-    top.plot(*series(lines, "route/distill_share"), "--", color="tab:red", label="routed to the self-teacher")
-    top.set(ylim=(0, 1), title=title, ylabel="share")
-    top.legend()
-    bottom.plot(*series(lines, "actor/distill/teacher_entropy"), color="tab:orange", label="teacher entropy (nats)")
-    bottom.set(xlabel="step", ylabel="nats", ylim=(0, None))
-    lengths = bottom.twinx()
-    lengths.plot(*series(lines, "route/response_length"), color="tab:blue", label="response length")
-    lengths.set(ylabel="tokens", ylim=(0, None))
-    handles = bottom.get_lines() + lengths.get_lines()
-    bottom.legend(handles, [line.get_label() for line in handles], loc="lower left")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

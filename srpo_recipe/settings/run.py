@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from srpo_recipe.verify.settings import require
 
 AUTO, ANYWAY = "auto", "anyway"
+CONSOLES = ("lines", "all")
 
 # A default name carries what was overridden in these. The seed stands in the name already.
 NAMED = re.compile(
@@ -39,7 +40,7 @@ class RunConfig:
     resume: Any = AUTO
     # Move the folder of an earlier run of this name to run.root/old, and start at step 0.
     fresh: bool = False
-    # Seconds since the epoch at which the command was given; 0 means when the config was composed.
+    # Seconds since the epoch at which the command was given; 0 means when the process started.
     started_at: float = 0
     # Make this file, and the run writes a checkpoint after its current step and ends with status 75.
     stop_file: str = "${run.dir}/STOP"
@@ -48,6 +49,8 @@ class RunConfig:
     # Groups of rollouts that each training step writes into run.dir/samples, token by token, and questions that each
     # validation does; `python -m srpo_recipe.inspect` shows them. 0 for none.
     samples: int = 2
+    # What the screen shows of a run: lines (the method's own; the libraries' go to run.dir/logs) or all.
+    console: str = "lines"
 
 
 ConfigStore.instance().store(group="run", name="schema", node=RunConfig)
@@ -61,6 +64,7 @@ def check(config: DictConfig) -> None:
         resume in (AUTO, ANYWAY) or (step and resume > 0),
         f"run.resume={resume}: set it to auto, to anyway (go on although settings differ), or to a checkpoint's step",
     )
+    require(config.run.console in CONSOLES, f"run.console={config.run.console}: set it to {' or '.join(CONSOLES)}")
     require(
         not (config.run.fresh and resume != AUTO),
         f"run.fresh=true starts at step 0 and run.resume={resume} goes on: leave one of them out",

@@ -13,6 +13,8 @@ from srpo_recipe.records import checkpoint, manifest
 from srpo_recipe.records.metrics import dropped
 from srpo_recipe.records.metrics_file import JsonLines
 from srpo_recipe.run import loggers, stop
+from srpo_recipe.run.curve import Curve
+from srpo_recipe.run.say import END, phase_done, say
 from srpo_recipe.run.step_log import StepLog
 from srpo_recipe.run.summary import measure
 from srpo_recipe.settings.read import from_plain, old_policy
@@ -52,6 +54,10 @@ class LifecycleTrainer(PPOTrainerSync):
 
     # ------------------------------------------------------------------------------------------------------- building
 
+    def _init_dataloader(self):
+        super()._init_dataloader()
+        phase_done("data")
+
     def _init_resource_pool_mgr(self):
         super()._init_resource_pool_mgr()
         pool = self.mapping.pop(Role.ActorRollout)
@@ -88,11 +94,10 @@ class LifecycleTrainer(PPOTrainerSync):
         context = self.actor_rollout_wg.positions()[0]
         budget, response = self.srpo.teacher.max_prompt_tokens, self.config.data.max_response_length
         if context is not None and context < budget + response:
-            print(
+            say(
                 f"The model has {context} positions, less than srpo.teacher.max_prompt_tokens={budget} and "
                 f"data.max_response_length={response} together: a teacher's prompt gets what the response leaves of them "
-                "(route/shortened and route/rerouted count the prompts that need more)",
-                flush=True,
+                "(route/shortened and route/rerouted count the prompts that need more)"
             )
         return context
 
@@ -149,16 +154,23 @@ class LifecycleTrainer(PPOTrainerSync):
     def on_init_end(self):
         with self.watchdog.guard("first weight sync"):
             super().on_init_end()
+        phase_done("rollout engine")
 
     def fit(self, agent_loop_manager):
         with self.watchdog.guard("start of training"):
             super().fit(agent_loop_manager)
         self.watchdog.stop()
         loggers.log_summary(self.logger.logger, measure(self.config))
+        phase_done(END)
 
     def on_validate_begin(self):
         self.watchdog.stage = f"validation after step {self.global_steps}"
         self._open_metrics()
+
+    def on_validate_end(self):
+        super().on_validate_end()
+        if self.global_steps == self.resumed_step:
+            phase_done("held-out accuracy")
 
     def on_train_begin(self):
         self._open_metrics()
@@ -193,6 +205,7 @@ class LifecycleTrainer(PPOTrainerSync):
         """Add our JSON lines to verl's loggers. Its own file logger truncates the file of the run that is resumed."""
         if "jsonl" not in self.logger.logger:
             self.logger.logger["jsonl"] = JsonLines(f"{self.config.run.dir}/metrics.jsonl", self.resumed_step)
+            self.logger.logger["curve"] = Curve(self.config)  # behind the file that it draws
 
     def _flush_logs(self):
         if getattr(self, "logger", None) is not None:

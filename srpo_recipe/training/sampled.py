@@ -9,6 +9,7 @@ from verl.utils.debug import marked_timer
 from srpo_recipe.method.decision import Decision
 from srpo_recipe.records import samples
 from srpo_recipe.run import loggers, shown
+from srpo_recipe.run.say import say
 from srpo_recipe.run.token_texts import TokenTexts
 from srpo_recipe.training import verified
 from srpo_recipe.training.lifecycle import LifecycleTrainer
@@ -72,5 +73,5 @@ class SampledTrainer(LifecycleTrainer):
         try:
             samples.write(self.config.run.dir, self.global_steps, split, rows)
         except OSError as error:
-            print(f"WARNING the samples of step {self.global_steps} could not be written: {error}", flush=True)
+            say(f"WARNING the samples of step {self.global_steps} could not be written: {error}")
         loggers.log_samples(self.logger.logger, split, rows, self.global_steps)

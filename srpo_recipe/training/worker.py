@@ -14,6 +14,7 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from srpo_recipe.records import checkpoint
+from srpo_recipe.run.say import phase_done
 from srpo_recipe.settings.read import from_plain
 from srpo_recipe.training.engine import MODEL_TYPE, PASS
 from srpo_recipe.training.fields import TEACHER_ROW
@@ -52,6 +53,8 @@ class SRPOWorker(ActorRolloutRefWorker):
         self.loss_fn: partial = partial(update_loss, actor_config, self.srpo, seen=self.seen)
         self.actor.set_loss_fn(self.loss_fn)
         self.sync_watch = SyncWatch(self.rollout, self.srpo.stall_seconds)
+        if self.rank == 0:
+            phase_done("actor and teacher" if self.ref is not None else "actor")
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def positions(self) -> int | None:

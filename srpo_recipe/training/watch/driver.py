@@ -1,20 +1,21 @@
 """In the driver: how a run that failed ends."""
 
-import sys
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import ray
 from ray.exceptions import RayActorError
 
 from srpo_recipe.records.files import write_whole
+from srpo_recipe.run.screen import FOLDER
 from srpo_recipe.training.watch.report import DIED, OTHER, compose, error_text, reported
 
 FAILURE_FILE = "failure.txt"
 
 
 @contextmanager
-def ended_clearly(run_dir: str):
+def ended_clearly(run_dir: str, screen: TextIO):
     """Around the run: a failure's cause goes to failure.txt and is the last thing on the screen; exit status 1."""
     path = Path(run_dir) / FAILURE_FILE
     path.unlink(missing_ok=True)
@@ -23,10 +24,9 @@ def ended_clearly(run_dir: str):
     except Exception as error:
         text = cause_of(error)
         ray.shutdown()  # ends the run's processes, and their output
-        place = _kept(path, text)
-        sys.stdout.flush()
+        place, logs = _kept(path, text), f"What every process wrote is in {path.parent / FOLDER}"
         summary = text.split("\n\n")[0]
-        print(f"\n{text}\n{summary}\n{place}", file=sys.stderr, flush=True)
+        print(f"\n{text}\n{summary}\n{place}\n{logs}", file=screen, flush=True)
         raise SystemExit(1) from None
 
 
