@@ -8,6 +8,7 @@ optimiser steps a batch, and the log-prob pass that they need, are tested on the
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,6 +104,7 @@ def whole(tmp_path_factory) -> Path:
     text = train(root)
     json_lines = [line for line in text.splitlines() if line.startswith("{")]
     (root / "last_line.json").write_text(json_lines[-1])
+    (root / "screen.txt").write_text(text)
     return root / "run"
 
 
@@ -121,6 +123,17 @@ def test_a_run_ends_with_its_summary(whole):
     assert Path(summary["plot"]).stat().st_size > 10_000
     assert 0 < summary["first_step_seconds"] < summary["seconds"]
     assert summary == json.loads((whole / "summary.json").read_text())
+
+
+def test_the_screen_of_a_run_is_short_and_its_logs_are_kept_by_process(whole):
+    lines = (whole.parent / "screen.txt").read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("step 1/"))
+    assert first <= 40, lines[:first]
+    phases = [line.split("  ")[1] for line in lines[:first] if re.fullmatch(r"  .+ [\d.]+ s", line)]
+    assert phases == ["environment", "cluster", "data", "actor and teacher", "rollout engine"]  # without a validation
+    assert not re.search(r"pid=|\x1b|srpo\|", "\n".join(lines))
+    kept = {path.name.split("-")[0] for path in (whole / "logs").iterdir()}
+    assert kept >= {"driver.log", "SRPOTaskRunner", "WorkerDict", "vLLMHttpServer", "GroupWorker", "RewardLoopWorker"}
 
 
 def test_the_teacher_sees_the_routed_rows_and_no_others(whole):
