@@ -10,7 +10,7 @@ from srpo_recipe.doctor.check import FAIL, PASS, WARN, Answer, Case, Finding, ok
 def config(case: Case) -> Answer:
     """The overrides compose, and the method accepts them."""
     if case.error:
-        return FAIL, case.error, "correct the overrides (README.md lists groups and keys)"
+        return FAIL, case.error, "correct the overrides (docs/reference.md lists groups and keys)"
     trainer = case.config.trainer
     return ok(f"{case.config.run.name}, {trainer.nnodes} node(s) x {trainer.n_gpus_per_node} rank(s)")
 
