@@ -22,4 +22,4 @@ for seed in $seeds; do
     tail -n 1 "$out/logs/$name.log"
   done
 done
-"${SRPO_VENV:-.venv}/bin/python" -m srpo_recipe.run.compare "$out"
+"${SRPO_VENV:-.venv}/bin/python" -m srpo_recipe.inspect.compare "$out"

@@ -44,5 +44,9 @@ def test_every_knob_stands_in_the_reference():
     wanted = {f"srpo.{name}" for name in SRPOConfig.__dataclass_fields__}
     wanted |= {f"srpo.teacher.{name}" for name in TeacherConfig.__dataclass_fields__}
     wanted |= {f"run.{name}" for name in RunConfig.__dataclass_fields__}
-    wanted -= {"srpo.teacher", "srpo.verifier", "run.overridden"}  # their parts stand there; the last is filled in by ours
+    wanted -= {
+        "srpo.teacher",
+        "srpo.verifier",
+        "run.overridden",
+    }  # their parts stand there; the last is filled in by ours
     assert wanted - of_tables == set()

@@ -314,6 +314,18 @@ def test_several_runs_are_told_apart(browser, pages):
     page.sees(lambda: page.text("#rollout h2").startswith("second, step 4, train, group 0"))
 
 
+def test_the_table_of_a_comparison_stands_above_the_runs(browser, pages, tmp_path):
+    assert not Page(browser, pages["two"]).one("#comparison").is_displayed()
+    row = {"method": "srpo, beta=<b>1</b>", "seeds": [1, 2], "steps": 40, "before": 0.25, "best": 0.7, "best_step": 25}
+    row |= {"last": 0.6, "last_interval": [0.55, 0.65], "last_by_seed": [0.55, 0.65]}
+    found = contents([write_run(tmp_path / "run")], 1000)
+    found.overview["comparison"] = [row, {**row, "seeds": [1], "last_interval": None, "last_by_seed": [0.6]}]
+    page = Page(browser, write_page(tmp_path / "comparison.html", found))
+    rows = [[cell.text for cell in line.find_elements(By.TAG_NAME, "td")] for line in page.all("#comparison tr")[1:]]
+    assert rows[0] == ["srpo, beta=<b>1</b>", "1 2", "40", "25.0", "70.0 (25)", "60.0", "55.0 to 65.0", "55.0 65.0"]
+    assert rows[1][-2:] == ["\u2013", "60.0"]
+
+
 def test_ten_thousand_rollouts(browser, tmp_path):
     run = write_run(tmp_path / "large", steps=313, groups=8, tokens=40)
     path = write_page(tmp_path / "large.html", contents([run], 20_000))

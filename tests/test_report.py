@@ -8,10 +8,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from srpo_recipe.inspect import compare
 from srpo_recipe.method.decision import Decision, Rollouts
 from srpo_recipe.method.route import Route
 from srpo_recipe.records.metrics_file import JsonLines, read_lines
-from srpo_recipe.run import compare
 from srpo_recipe.run import summary as report
 from srpo_recipe.run.curve import Curve
 from srpo_recipe.run.routing_metrics import agent_seconds, routing, verification
@@ -388,10 +388,11 @@ def test_the_table_of_several_runs(several, monkeypatch, capsys):
     assert srpo["last"] == pytest.approx(0.6) and srpo["last_by_seed"] == pytest.approx([0.55, 0.65])
     assert srpo["last_spread"] == pytest.approx(0.1 / 2**0.5)
     table = (several / "comparison.md").read_text()
-    assert "| srpo | 1 2 | 4 | 25.0 | 70.0 (2) | 60.0 | 7.1 | 55.0 65.0 | 40 |" in table
-    assert "| grpo | 1 | 4 | 25.0 | 45.0 (4) | 45.0 | - | 45.0 | 40 |" in table
+    assert "| srpo | 1 2 | 4 | 25.0 | 70.0 (2) | 60.0 | 55.0 to 65.0 | 7.1 | 55.0 65.0 | 40 |" in table
+    assert "| grpo | 1 | 4 | 25.0 | 45.0 (4) | 45.0 | - | - | 45.0 | 40 |" in table
     picture = (several / "comparison.png").read_bytes()
     assert picture.startswith(PNG) and len(picture) > 5000
+    assert (several / "comparison.html").read_text().startswith("<!doctype html>")
     assert table in capsys.readouterr().out
 
 

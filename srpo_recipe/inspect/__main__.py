@@ -8,10 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from srpo_recipe.inspect.contents import contents
+from srpo_recipe.inspect.contents import MOST_ROLLOUTS, contents
 from srpo_recipe.inspect.page import write_page
-
-MOST_ROLLOUTS = 10_000
 
 
 def main() -> None:

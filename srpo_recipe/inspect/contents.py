@@ -20,6 +20,7 @@ from srpo_recipe.records.metrics_file import read_lines
 # Decimals of a token's numbers on the page.
 DECIMALS = {"divergence": 6}
 MOST_DECIMALS = 4
+MOST_ROLLOUTS = 10_000  # of all runs together, unless another number is asked for
 COLUMNS = ("block", "group", "index", "session", "prompt", "response", "reward", "correct", "route", "length")
 
 

@@ -33,6 +33,22 @@ function points(run, key) {
 
 const heldOutKeys = (runs) => [...new Set(runs.flatMap((run) => Object.keys(run.metrics).filter((key) => HELD_OUT.test(key))))].sort();
 
+/** The table of several runs, a line for each method and setting, as `compare` gives it; nothing for other pages. */
+function drawComparison(rows) {
+  if (!rows) return;
+  const percent = (share) => (100 * share).toFixed(1);
+  const head = ["method", "seeds", "steps", "before", "best of the mean (step)", "last, mean", "95 % interval", "last by seed"];
+  const body = rows.map((row) => [
+    row.method, row.seeds.join(" "), row.steps, percent(row.before), `${percent(row.best)} (${row.best_step})`, percent(row.last),
+    row.last_interval ? row.last_interval.map(percent).join(" to ") : "\u2013", row.last_by_seed.map(percent).join(" "),
+  ]);
+  byId("comparison").hidden = false;
+  byId("comparison").replaceChildren(
+    element("tr", {}, ...head.map((name) => element("th", {}, visible(name)))),
+    ...body.map((cells) => element("tr", {}, ...cells.map((cell) => element("td", {}, visible(String(cell)))))),
+  );
+}
+
 /** The table of the runs: held-out accuracy at the first and the last validation, with its interval. */
 function drawRuns(runs) {
   const keys = heldOutKeys(runs);

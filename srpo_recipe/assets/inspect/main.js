@@ -8,6 +8,7 @@ async function start() {
   byId("notes").textContent = overview.notes.join(" ");
   view = new RolloutView(overview);
   table = new Table(overview, (one) => { location.hash = `rollout/${one}`; });
+  drawComparison(overview.comparison);
   drawCurves(overview.runs, (step) => {
     table.ask({ step: String(step) });
     location.hash = "rollouts";

@@ -1,7 +1,8 @@
-"""Several runs side by side: `python -m srpo_recipe.run.compare DIR` reads DIR/*/summary.json and their metrics.
+"""Several runs side by side: `python -m srpo_recipe.inspect.compare DIR` reads DIR/*/summary.json and their metrics.
 
-Writes DIR/comparison.md (one row per method and setting, mean and spread over seeds), DIR/comparison.json and DIR/comparison.png,
-the laptop edition of the paper's Figure 1: held-out accuracy against steps, and the teacher's entropy.
+Writes DIR/comparison.md (one row per method and setting, mean, interval and spread over seeds), DIR/comparison.json,
+DIR/comparison.png, the laptop edition of the paper's Figure 1 (held-out accuracy against steps, and the teacher's entropy), and
+DIR/comparison.html, the page of all runs with the table on it.
 """
 
 import argparse
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from srpo_recipe.inspect.contents import MOST_ROLLOUTS, contents
+from srpo_recipe.inspect.page import write_page
 from srpo_recipe.records.figures import COLORS, pyplot
 from srpo_recipe.records.files import write_whole
 from srpo_recipe.records.metrics_file import read_lines
@@ -19,6 +22,8 @@ from srpo_recipe.run.counted import ABSENT, differences, shown
 from srpo_recipe.run.folder import Refused, settings_of
 from srpo_recipe.run.neutral import RISING, SEEDS
 from srpo_recipe.run.series import series
+
+DRAWS = 10_000  # of seeds, for an interval
 
 
 def load(folder: Path) -> dict[str, list[dict]]:
@@ -85,7 +90,9 @@ def curve(runs: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def row(method: str, runs: list[dict]) -> dict:
-    """One line of the table. best: the best mean over seeds along the curve; spread: standard deviation over seeds."""
+    """One line of the table. best: the best mean over seeds along the curve; spread: standard deviation over seeds; interval: of
+    the last accuracy's mean, over seeds drawn again (bootstrap, 95 %).
+    """
     steps, values = curve(runs, runs[0]["metric"])
     mean = values.mean(0)
     return {
@@ -97,25 +104,35 @@ def row(method: str, runs: list[dict]) -> dict:
         "best_step": int(steps[mean.argmax()]),
         "last": float(mean[-1]),
         "last_spread": float(values[:, -1].std(ddof=1)) if len(runs) > 1 else None,
+        "last_interval": interval(values[:, -1]),
         "last_by_seed": [float(value) for value in values[:, -1]],
         "seconds": float(np.mean([run["seconds"] for run in runs])),
     }
 
 
+def interval(values: np.ndarray) -> list[float] | None:
+    """The middle 95 % of the means of `values` drawn again with replacement; None for a single one."""
+    if len(values) < 2:
+        return None
+    draws = np.random.default_rng(0).choice(values, (DRAWS, len(values)))
+    return [float(end) for end in np.percentile(draws.mean(1), (2.5, 97.5))]
+
+
 def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| method | seeds | steps | before | best of the mean (step) | last, mean | spread | last by seed | "
-        "seconds a run |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| method | seeds | steps | before | best of the mean (step) | last, mean | 95 % interval | spread | "
+        "last by seed | seconds a run |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         spread = "-" if r["last_spread"] is None else f"{100 * r['last_spread']:.1f}"
+        ends = "-" if r["last_interval"] is None else " to ".join(f"{100 * end:.1f}" for end in r["last_interval"])
         by_seed = " ".join(f"{100 * value:.1f}" for value in r["last_by_seed"])
         lines.append(
             f"| {r['method']} | {' '.join(map(str, r['seeds']))} | {r['steps']} | {100 * r['before']:.1f} | "
-            f"{100 * r['best']:.1f} ({r['best_step']}) | {100 * r['last']:.1f} | {spread} | {by_seed} | "
-            f"{r['seconds']:.0f} |"
+            f"{100 * r['best']:.1f} ({r['best_step']}) | {100 * r['last']:.1f} | {ends} | {spread} | "
+            f"{by_seed} | {r['seconds']:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -163,7 +180,13 @@ def main() -> None:
     draw(runs, folder / "comparison.png")
     for text in repeated(runs):
         print(f"WARNING {text}: not a second sample", flush=True)
-    print(table(rows) + f"\n{folder / 'comparison.md'}\n{folder / 'comparison.png'}")
+    try:
+        shown = contents([folder / run["folder"] for found in runs.values() for run in found], MOST_ROLLOUTS)
+    except ValueError as error:
+        raise SystemExit(f"Error: {error}") from error
+    shown.overview["comparison"] = rows
+    page = write_page(folder / "comparison.html", shown)
+    print(table(rows) + f"\n{folder / 'comparison.md'}\n{folder / 'comparison.png'}\n{page}")
 
 
 if __name__ == "__main__":
