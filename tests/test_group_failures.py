@@ -3,7 +3,9 @@
 import json
 import math
 
+import numpy as np
 import pytest
+import torch
 import transfer_queue
 from rollout_worker import Engine, Queue, register_loops, run_prompt
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
@@ -144,13 +146,36 @@ def test_a_reward_worker_that_fails_once_costs_nothing(queue, caplog):
     assert "ConnectionError in the verifications of prompt uid=u7: each is done alone" in caplog.text
 
 
-def test_a_reward_that_is_none_costs_one_rollout(queue, caplog):
+@AGENTS
+@pytest.mark.parametrize("wrong", [None, "1.0", [1.0], np.ones(2)], ids=repr)
+def test_what_is_no_number_is_a_failed_verification_with_its_reason(queue, caplog, tmp_path, agent, wrong):
     def score(data_source, solution_str, ground_truth, extra_info):
-        return None if solution_str.endswith("#2") else 1.0
+        return wrong if solution_str.endswith("#2") else 1.0
 
-    run_prompt(Engine(answers), score)
-    assert kept(queue) == [0, 1, 3] and queue.statuses == ["running", "failure"]
-    assert "the reward function gave None where a number belongs" in caplog.text
+    run_prompt(Engine(answers), score, agent, run_dir=str(tmp_path))
+    assert kept(queue) == [0, 1, 2, 3] and queue.statuses == ["running", "finished"]
+    assert [queue.reward(session) for session in range(4)] == [1.0, 1.0, 0.0, 1.0]
+    info = queue.info(2)
+    assert (info["acc"], info["failure"]) == (0.0, "crash") and "what a reward function gives is" in info["error"]
+    (file,) = (tmp_path / FOLDER).iterdir()
+    assert json.loads(file.read_text())["error"] == info["error"]
+
+
+@AGENTS
+@pytest.mark.parametrize(
+    "number", [True, 1, np.float32(1), np.float64(1), np.int64(1), np.bool_(True), torch.tensor(1.0), torch.ones(1)]
+)
+def test_scalars_of_any_library_are_rewards(queue, caplog, agent, number):
+    run_prompt(Engine(answers), lambda **row: {"score": number, "acc": number}, agent)
+    assert [queue.reward(session) for session in range(4)] == [1.0] * 4
+    assert queue.statuses == ["running", "finished"] and not caplog.records
+
+
+def test_a_log_that_cannot_be_written_costs_no_reward(queue, tmp_path):
+    """A full disk, or a file where the folder should be, and a ground truth that JSON has no form for."""
+    (tmp_path / FOLDER).write_text("a file where the folder should be")
+    run_prompt(Engine(answers), lambda **row: math.nan, run_dir=str(tmp_path))
+    assert [queue.reward(session) for session in range(4)] == [0.0] * 4 and queue.statuses == ["running", "finished"]
 
 
 def test_a_group_of_which_nothing_is_left_is_a_failure(queue):
@@ -192,6 +217,10 @@ def test_an_agent_loop_that_cannot_be_made_ends_its_group_with_the_reason(queue,
 OURS = {"acc": 1.0, "answer": "3", "parsed": True, "truncated": False, "failure": None, "feedback": "no"}
 
 
+def failure(cause, wrong):
+    return {"failure": cause, "error": f"the reward is {wrong}"}
+
+
 @AGENTS
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, 1e39])
 def test_a_reward_that_is_no_number_is_a_failed_verification(queue, caplog, tmp_path, agent, wrong):
@@ -202,10 +231,10 @@ def test_a_reward_that_is_no_number_is_a_failed_verification(queue, caplog, tmp_
     assert [queue.reward(session) for session in range(4)] == [1.0, 0.0, 0.0, 0.0]
     assert queue.info(0) == {"score": 1.0, **OURS}
     failed = {"score": 0.0, "acc": 0.0, "answer": None, "parsed": False, "truncated": False, "feedback": None}
-    assert [queue.info(session) for session in (1, 2, 3)] == [{**failed, "failure": "not_finite"}] * 3
+    assert [queue.info(session) for session in (1, 2, 3)] == [{**failed, **failure("not_finite", wrong)}] * 3
     assert queue.statuses == ["running", "finished"], "the rollouts are there, with reward 0"
     (record,) = caplog.records
-    assert f"u7 (data_source sums) is {wrong}" in record.getMessage()
+    assert f"u7 (data_source sums): the reward is {wrong}" in record.getMessage()
     (file,) = (tmp_path / FOLDER).iterdir()
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert {(line["failure"], line["error"]) for line in lines} == {("not_finite", f"the reward is {wrong}")}
@@ -215,14 +244,14 @@ def test_a_reward_that_is_no_number_is_a_failed_verification(queue, caplog, tmp_
 def test_entries_of_another_reward_function_are_not_added_to(queue, tmp_path):
     """Validation takes "acc" where any row has it: a row that fails must not bring it in."""
     run_prompt(Engine(answers), lambda **row: {"score": math.nan, "mine": 7}, run_dir=str(tmp_path))
-    assert queue.info(0) == {"score": 0.0, "mine": 7, "failure": "not_finite"}
+    assert queue.info(0) == {"score": 0.0, "mine": 7, **failure("not_finite", math.nan)}
 
 
 def test_a_loop_that_gives_the_reward_itself_is_not_asked_again(queue, tmp_path):
     worker = run_prompt(Engine(answers), by_number, "scoring", run_dir=str(tmp_path))
     assert worker.reward_loop_worker_handles[0].calls == []
     assert [queue.reward(session) for session in range(4)] == [1.0, 0.0, 0.25, 0.0]
-    assert [queue.info(session) for session in (1, 3)] == [{"failure": "not_finite"}] * 2
+    assert [queue.info(session) for session in (1, 3)] == [failure("not_finite", wrong) for wrong in (math.nan, 1e39)]
     assert "reward_extra_info" not in queue.fields(0)["extra_fields"]
     assert queue.statuses == ["running", "finished"]
 

@@ -51,7 +51,7 @@ def test_a_failed_verification_is_told(write, capsys):
     assert command.main(["--task", f"{USERS}:obey", "--time-limit", "30", file]) == 1
     printed = capsys.readouterr()
     assert [json.loads(line)["failure"] for line in printed.out.splitlines()] == [None, "crash", None]
-    assert "rows.jsonl:2: the verification ended in a crash" in printed.err
+    assert "rows.jsonl:2: the verification ended in a crash (" in printed.err
 
 
 @pytest.mark.parametrize(

@@ -43,15 +43,46 @@ def pool(kept):
         ("memory", "crash", "MemoryError"),
         ("nan", "crash", "lies in [0, 1]"),
         ("two", "crash", "lies in [0, 1]"),
-        ("text", "crash", "a verifier returns a srpo_recipe.verify.Verdict, not str"),
+        ("text", "crash", "a verifier returns a srpo_recipe.verify.Verdict, not the str 'text'"),
     ],
 )
 def test_a_failure_is_a_verdict_and_the_pool_stays_usable(pool, kept, order, failure, error):
     kept.clear()
-    assert pool.submit(order, "truth").result(60) == Verdict(0.0, None, False, None, failure)
+    verdict = pool.submit(order, "truth").result(60)
+    assert verdict == Verdict(0.0, None, False, None, failure) and error in verdict.error
+    wait_for(lambda: kept)
     (cause, message, response, truth), *more = kept
     assert (cause, response, truth, more) == (failure, order, "truth", []) and error in message
     assert pool.submit("work", "").result(60) == Verdict(1.0, "done", True)
+
+
+@pytest.mark.parametrize(("name", "order"), [(f"{USERS}:obey", "raise"), ("choice", "no letter")])
+def test_a_handler_that_raises_costs_no_verdict(name, order, caplog):
+    """A disk that is full, for instance: whoever waits for the verdict must not wait for ever."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with VerifierPool(name, "strict", LIMIT, 1, 0, on_failure=full) as made:
+        assert made.submit(order, order).result(30).failure == "crash"
+    assert "No space left on device" in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["raise SystemExit(0)", "import sys; sys.exit()", "raise RuntimeError('broken')"])
+def test_a_module_that_ends_the_program_is_refused(tmp_path, ending):
+    (tmp_path / "ending.py").write_text(ending)
+    with pytest.raises(ValueError, match="cannot be imported: (SystemExit|RuntimeError)"):
+        resolve(f"{tmp_path}/ending.py:verify")
+    assert "srpo_user_ending" not in sys.modules
+
+
+def test_a_module_with_a_dataclass_can_be_loaded(tmp_path):
+    """Such a class looks its module up by name where annotations are texts."""
+    (tmp_path / "shaped.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass One:\n    x: int\n"
+        "def verify(response, truth): ...\n"
+    )
+    assert callable(resolve(f"{tmp_path}/shaped.py:verify"))
 
 
 def test_a_slow_one_does_not_hold_up_the_others(pool):
@@ -150,6 +181,13 @@ def test_a_script_is_not_run_again_and_its_processes_die_with_it(tmp_path):
     while any(alive(child) for child in children):
         assert time.monotonic() < deadline, "a verification outlives its caller"
         time.sleep(0.1)
+
+
+def wait_for(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:

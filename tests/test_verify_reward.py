@@ -5,6 +5,7 @@ import inspect
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
@@ -19,7 +20,7 @@ from srpo_recipe.verify.choice import WRONG
 from srpo_recipe.verify.settings import VerifierConfig
 
 USERS = str(Path(__file__).with_name("verifiers_of_users.py"))
-KEYS = {"score", "acc", "answer", "parsed", "truncated", "failure", "feedback"}
+KEYS = {"score", "acc", "answer", "parsed", "truncated", "failure", "error", "feedback"}
 
 
 def score(folder, response, truth="A", extra=None, feedback=False, **settings):
@@ -31,12 +32,14 @@ def score(folder, response, truth="A", extra=None, feedback=False, **settings):
 def test_every_row_has_the_same_keys(tmp_path):
     right = score(tmp_path, "<answer>A</answer>", extra={"index": 3, "truncated": False})
     assert right == {
-        "score": 1.0, "acc": 1.0, "answer": "A", "parsed": True, "truncated": False, "failure": None, "feedback": None
-    }  # fmt: skip
+        **{"score": 1.0, "acc": 1.0, "answer": "A", "parsed": True, "truncated": False},
+        **{"failure": None, "error": None, "feedback": None},
+    }
     wrong = score(tmp_path, "<answer>B</answer>", extra={"truncated": True})
     assert set(wrong) == KEYS and (wrong["acc"], wrong["truncated"], wrong["feedback"]) == (0.0, True, None)
     crashed = score(tmp_path, "<answer>B</answer>", truth="no letter")
     assert set(crashed) == KEYS and (crashed["acc"], crashed["failure"]) == (0.0, "crash")
+    assert "one capital letter, not 'no letter'" in crashed["error"]
 
 
 def test_feedback_is_given_when_the_teacher_wants_it(tmp_path):
@@ -73,15 +76,30 @@ def test_failed_verifications_are_kept_up_to_a_limit(tmp_path, monkeypatch, capl
     monkeypatch.setattr(failures, "CHARACTERS", 10)
     log = failures.FailureLog(tmp_path / "kept")
     for number in range(5):
-        log("timeout", "TimeoutError: 5", "x" * (8 + number) + "\ud800", "A")
+        log("timeout", "late", "x" * (8 + number) + "\ud800", "A")
     (file,) = (tmp_path / "kept").iterdir()
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["characters"] for line in lines] == [9, 10, 11]
     assert [len(line["response"]) for line in lines] == [9, 10, 10]
-    assert {(line["failure"], line["error"], line["ground_truth"]) for line in lines} == {
-        ("timeout", "TimeoutError: 5", "A")
-    }
+    assert {(line["failure"], line["error"], line["ground_truth"]) for line in lines} == {("timeout", "late", "A")}
     assert "later ones are only counted" in caplog.text
+
+
+def test_a_log_that_cannot_be_written_is_told_once_and_costs_nothing(tmp_path, caplog):
+    (tmp_path / failures.FOLDER).write_text("a file where the folder should be")
+    log = failures.FailureLog(tmp_path / failures.FOLDER)
+    for _ in range(2):
+        log("crash", "x" * 10**6, "response", np.ones(2))
+    assert caplog.text.count("failed verifications cannot be kept in") == 1
+    assert score(tmp_path, "<answer>B</answer>", truth="no letter")["failure"] == "crash"
+
+
+def test_every_text_of_a_kept_failure_is_cut(tmp_path):
+    log = failures.FailureLog(tmp_path / "kept")
+    log("crash", "e" * 10**6, "r" * 10**6, np.array(["t" * 10**6]))
+    (file,) = (tmp_path / "kept").iterdir()
+    (line,) = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {len(line[key]) for key in ("error", "response", "ground_truth")} == {failures.CHARACTERS}
 
 
 def test_a_failure_in_training_leaves_its_text_in_the_run(tmp_path):

@@ -89,19 +89,18 @@ def gold_verifier(name: str) -> Iterator[Verifier]:
     It raises ValueError, as a verifier does, for what cannot be read and for what does not finish. Raises Refused when
     there is no such verifier.
     """
-    why: list[str] = []
     limits = VerifierConfig()
     try:
-        pool = VerifierPool(
-            name, "strict", limits.time_limit, 1, limits.memory_mb, lambda cause, text, *_: why.append(text)
-        )
+        pool = VerifierPool(name, "strict", limits.time_limit, 1, limits.memory_mb)
     except ValueError as error:
         raise Refused(str(error)) from error
 
     def verify(response: str, truth: str) -> Verdict:
         verdict = pool.submit(response, truth).result()
         if verdict.failure:
-            raise ValueError(f"no answer within {limits.time_limit:g} s" if verdict.failure == "timeout" else why[-1])
+            raise ValueError(
+                f"no answer within {limits.time_limit:g} s" if verdict.failure == "timeout" else verdict.error
+            )
         return verdict
 
     with pool:

@@ -8,6 +8,7 @@ agent loop made it.
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Coroutine
 from contextvars import ContextVar
@@ -27,6 +28,7 @@ from verl.experimental.agent_loop.agent_loop import (
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ, apply_greedy_sampling_params
 
 from srpo_recipe.training.group_batch import Group, queue_rows, reward_batch
+from srpo_recipe.verify.contract import scalar
 from srpo_recipe.verify.failures import FOLDER, FailureLog
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ _VerlWorker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor
 LARGEST = torch.finfo(torch.float32).max  # the queue holds rewards in fp32
 # What srpo_recipe.training.reward says of a verification that failed; entries of other reward functions are left as they are.
 FAILED = {"score": 0.0, "acc": 0.0, "answer": None, "parsed": False, "feedback": None}
-NOT_FINITE = "not_finite"
+NOT_FINITE, CRASH = "not_finite", "crash"
 
 _agent_name: ContextVar[str] = ContextVar("agent_name")  # of the rollout that runs in this task
 
@@ -53,7 +55,7 @@ class GroupWorker(_VerlWorker):
     Only text: a group whose prompt carries images, audio or video, and an agent loop that uses tools, go verl's way.
     """
 
-    _named_not_finite = False  # whether the log has shown such a reward
+    _named_no_number = False  # whether the log has shown such a reward
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -128,7 +130,7 @@ class GroupWorker(_VerlWorker):
         try:
             await self._score_together([pair for pair in group if pair[1].reward_score is None])
             for row, output in group:
-                self._take_finite(output, row)
+                self._take_number(output, row)
             return group
         except Exception as error:
             uid = group[0][0]["uid"]
@@ -155,32 +157,34 @@ class GroupWorker(_VerlWorker):
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
         """verl's scoring of a single rollout; kwargs: its row."""
         await super()._compute_score(outputs, kwargs)
-        self._take_finite(outputs[-1], kwargs)
+        self._take_number(outputs[-1], kwargs)
 
-    def _take_finite(self, output: AgentLoopOutput, row: dict) -> None:
-        """Turn a reward that is NaN or infinite in fp32 into a failed verification. Raises TypeError where there is none."""
-        score = output.reward_score
-        if score is None:
-            if self.reward_loop_worker_handles is None:
-                return  # a reward model of the trainer's own gives it later
-            raise TypeError("the reward function gave None where a number belongs")
+    def _take_number(self, output: AgentLoopOutput, row: dict) -> None:
+        """Make the reward a float. One that is no number, or NaN or infinite in fp32, is a failed verification, reward 0."""
+        if output.reward_score is None and self.reward_loop_worker_handles is None:
+            return  # a reward model of the trainer's own gives it later
+        try:
+            score = scalar(output.reward_score, "what a reward function gives")
+            failure, error = NOT_FINITE, f"the reward is {score}"
+        except TypeError as wrong:
+            score, failure, error = math.nan, CRASH, f"TypeError: {wrong}"
         if abs(score) <= LARGEST:
+            output.reward_score = score
             return
         output.reward_score = 0.0
         info = output.extra_fields.setdefault("reward_extra_info", {})
-        info.update({name: value for name, value in FAILED.items() if name in info}, failure=NOT_FINITE)
-        if not self._named_not_finite:
-            self._named_not_finite = True
+        info.update({name: value for name, value in FAILED.items() if name in info}, failure=failure, error=error)
+        if not self._named_no_number:
+            self._named_no_number = True
             logger.warning(
-                "The reward of rollout %s of prompt uid=%s (data_source %s) is %s: it counts as a failed verification, with "
-                "reward 0. It and later ones are kept in %s",
+                "Rollout %s of prompt uid=%s (data_source %s): %s. It counts as a failed verification, with reward 0. It and "
+                "later ones are kept in %s",
                 *(row.get(name) for name in ("session_id", "uid", "data_source")),
-                score,
+                error,
                 self._failures.path,
             )
         response = self.tokenizer.decode(output.response_ids, skip_special_tokens=True)
-        truth = (row.get("reward_model") or {}).get("ground_truth")
-        self._failures(NOT_FINITE, f"the reward is {score}", response, str(truth))
+        self._failures(failure, error, response, (row.get("reward_model") or {}).get("ground_truth"))
 
     @cached_property
     def _failures(self) -> FailureLog:

@@ -54,7 +54,7 @@ async def compute_score(
     srpo.verifier. run_dir: failed verifications are kept below it. feedback: whether the teacher wants the verdict's
     text.
 
-    Returns, on every row, score (with shaping), acc (the verdict's reward), answer, parsed, truncated, failure and
+    Returns, on every row, score (with shaping), acc (the verdict's reward), answer, parsed, truncated, failure, error and
     feedback.
     """
     key = json.dumps([OmegaConf.to_container(verifier) if OmegaConf.is_config(verifier) else dict(verifier), run_dir])
@@ -79,5 +79,6 @@ async def compute_score(
         "parsed": verdict.parsed,
         "truncated": truncated,
         "failure": verdict.failure,
+        "error": verdict.error,
         "feedback": verdict.feedback if feedback else None,
     }

@@ -2,9 +2,12 @@
 verl, ray or torch.
 """
 
+import math
+import numbers
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from srpo_recipe.verify.adversarial import GARBAGE
 
@@ -22,8 +25,10 @@ class Verdict:
         None when none could be read.
     parsed: whether an answer could be read.
     feedback: text for the self-teacher about what is wrong; never contains the ground truth. None when there is
-    nothing to say. failure: "timeout" or "crash" when the verification itself did not finish (the reward is then 0),
-    otherwise None.
+        nothing to say.
+    failure: one of FAILURES when the verification itself did not finish (the reward is then 0), otherwise None.
+    error: what happened where it did not finish, such as "ValueError: no quantity"; two verdicts that differ in it are
+        equal.
     """
 
     reward: float
@@ -31,23 +36,62 @@ class Verdict:
     parsed: bool
     feedback: str | None = None
     failure: str | None = None
+    error: str | None = field(default=None, compare=False)
 
 
 # (response, ground_truth) -> Verdict. Pure: the same arguments give the same verdict, nothing is read or written.
 Verifier = Callable[[str, str], Verdict]
 
 
+def scalar(value: object, what: str = "a reward") -> float:
+    """A number of any library as a float: a bool, an int, a float, a scalar of numpy or torch, a tensor of one element.
+
+    what: named in the message. Raises TypeError for what is no number, text of digits included.
+    """
+    item: Any = value
+    if not isinstance(value, numbers.Real) and callable(getattr(value, "item", None)):
+        try:
+            item = value.item()  # type: ignore[attr-defined]
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{what} is one number, not the {type(value).__name__} {value!r:.60}") from error
+    if not isinstance(item, numbers.Real):
+        raise TypeError(f"{what} is a number, not {shown(item)}")
+    try:
+        return float(item)
+    except OverflowError:
+        return math.inf if item > 0 else -math.inf  # type: ignore[operator]
+
+
+def shown(value: object) -> str:
+    """A value that does not belong where it was found, for a message: None, or its type and how it begins."""
+    return "None" if value is None else f"the {type(value).__name__} {value!r:.60}"
+
+
 def checked(verdict: object) -> Verdict:
-    """`verdict` itself. Raises TypeError or ValueError when it is not what a verifier has to return."""
+    """The verdict with plain fields: its reward a float, whatever kind of number it was.
+
+    Raises TypeError or ValueError when it is not what a verifier has to return.
+    """
     if not isinstance(verdict, Verdict):
-        raise TypeError(f"a verifier returns a srpo_recipe.verify.Verdict, not {type(verdict).__name__}")
-    if not 0.0 <= verdict.reward <= 1.0:
-        raise ValueError(f"a verifier's reward lies in [0, 1], not {verdict.reward}")
-    for name in ("answer", "feedback"):
+        raise TypeError(f"a verifier returns a srpo_recipe.verify.Verdict, not {shown(verdict)}")
+    reward = scalar(verdict.reward, "a verifier's reward")
+    if not 0.0 <= reward <= 1.0:
+        raise ValueError(f"a verifier's reward lies in [0, 1], not {reward}")
+    for name in ("answer", "feedback", "error"):
         text = getattr(verdict, name)
         if text is not None and not isinstance(text, str):
-            raise TypeError(f"a verdict's {name} is text or None, not {type(text).__name__}")
-    return verdict
+            raise TypeError(f"a verdict's {name} is text or None, not {shown(text)}")
+    if verdict.failure is not None and verdict.failure not in FAILURES:
+        raise ValueError(f"a verdict's failure is None, or one of {', '.join(FAILURES)}, not {verdict.failure!r:.60}")
+    if verdict.failure is not None and reward:
+        raise ValueError(f"a verdict with the failure {verdict.failure} has reward 0, not {reward}")
+    parsed = verdict.parsed if isinstance(verdict.parsed, bool) else bool(scalar(verdict.parsed, "a verdict's parsed"))
+    return replace(verdict, reward=reward, parsed=parsed)
+
+
+def said(verdict: Verdict) -> str:
+    """The failure of a verdict in words, with what happened where that is known: `crash (ValueError: no quantity)`."""
+    return f"{verdict.failure} ({verdict.error})" if verdict.error else str(verdict.failure)
 
 
 # ---- the contract test ----
@@ -74,7 +118,7 @@ def violations(
     def look(kind: str, row: int, response: str, verdict: Verdict, right: bool) -> None:
         place = f"example {row + 1}, {kind} {response[:60]!r}"
         if verdict.failure is not None:
-            found.append(f"{place}: the verification ended in a {verdict.failure}")
+            found.append(f"{place}: the verification ended in a {said(verdict)}")
         elif (verdict.reward == 1.0) != right or (not right and verdict.reward != 0.0):
             found.append(f"{place}: reward {verdict.reward} instead of {float(right)}")
         if verdict.feedback is not None and leaks(verdict.feedback, examples[row][1]):

@@ -10,7 +10,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 FOLDER = "verifier_failures"
-# For each process: this many responses, each cut to this many characters.
+# For each process: this many responses, each of its texts cut to this many characters.
 MOST, CHARACTERS = 100, 20_000
 
 
@@ -18,29 +18,36 @@ class FailureLog:
     """Appends JSON lines {"failure", "error", "response", "ground_truth", "characters"} to folder/HOST-PID.jsonl.
 
     A process has a file of its own, so that reward workers on many nodes need no lock. Up to MOST lines are written,
-    then a warning says that later ones are only counted. A response loses what is beyond CHARACTERS; "characters" is
-    its full length.
+    then a warning says that later ones are only counted. A text loses what is beyond CHARACTERS; "characters" is the
+    full length of the response. A line that cannot be written is told in the log, once, and never raised: a full disk
+    must not cost a reward.
     """
 
     def __init__(self, folder: str | Path):
         self.path = Path(folder) / f"{socket.gethostname()}-{os.getpid()}.jsonl"
         self._lock = threading.Lock()
         self._written = 0
+        self._warned = False
 
-    def __call__(self, failure: str, error: str, response: str, ground_truth: str) -> None:
+    def __call__(self, failure: str, error: str, response: str, ground_truth: object) -> None:
         with self._lock:
             self._written += 1
             if self._written > MOST:
                 return
             record = {
                 "failure": failure,
-                "error": error,
+                "error": error[:CHARACTERS],
                 "response": response[:CHARACTERS],
-                "ground_truth": ground_truth,
+                "ground_truth": str(ground_truth)[:CHARACTERS],
                 "characters": len(response),
             }
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError as cause:
+                if not self._warned:
+                    logger.warning("failed verifications cannot be kept in %s: %s", self.path, cause)
+                self._warned = True
             if self._written == MOST:
                 logger.warning("%s holds %d failed verifications; later ones are only counted", self.path, MOST)

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +28,9 @@ def _module(place: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(f"srpo_user_{path.stem}", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # where dataclasses and pickle look for it
         spec.loader.exec_module(module)
         return module
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a module that ends the program must not end it with success
+        sys.modules.pop(f"srpo_user_{path.stem}", None)
         raise ValueError(f"the module {place!r} cannot be imported: {type(error).__name__}: {error}") from error

@@ -11,6 +11,7 @@ need of a limit.
 import contextlib
 import functools
 import itertools
+import logging
 import math
 import multiprocessing.context
 import resource
@@ -28,11 +29,14 @@ from pebble import ProcessExpired, ProcessPool
 from srpo_recipe.verify import resolve
 from srpo_recipe.verify.contract import Verdict, Verifier, checked
 
+logger = logging.getLogger(__name__)
+
 LINEAR = ("choice", "tool_use")
 # A process is replaced after this many verifications, so that what sympy caches cannot pile up.
 TASKS_PER_PROCESS = 2000
 # How often a broken pool is looked for, and how many a verification is given to before it counts as crashed.
 WATCH_SECONDS, MOST_POOLS = 0.5, 3
+LONGEST_ERROR = 2000  # characters that are kept of what an exception says
 
 # (failure, what happened, response, ground truth)
 FailureHandler = Callable[[str, str, str, str], None]
@@ -116,8 +120,8 @@ class VerifierPool:
 
     name, mode: as for `srpo_recipe.verify.resolve`. time_limit: seconds of wall clock for one verification, from when a
     process takes it up. processes: verifications at a time. memory_mb: address space of a process, 0 for no limit.
-    on_failure is called, in some thread, for every verification that timed out or crashed. Raises ValueError when the
-    verifier cannot be had.
+    on_failure is called, in some thread and after the verdict is given, for every verification that timed out or crashed;
+    what it raises goes to the log. Raises ValueError when the verifier cannot be had.
     """
 
     def __init__(
@@ -194,9 +198,13 @@ class VerifierPool:
         case = self._open.pop(number, None)
         if case is None:
             return
-        if isinstance(result, BaseException):
-            result = self._failed(result, case)
-        case.outcome.set_result(result)
+        verdict = _failed(result) if isinstance(result, BaseException) else result
+        case.outcome.set_result(verdict)  # first of all: whoever waits must not wait for what a log does
+        if verdict.failure is not None and self._on_failure is not None:
+            try:
+                self._on_failure(verdict.failure, verdict.error or "", case.response, case.ground_truth)
+            except Exception:
+                logger.exception("what a failed verification was told to cannot take it")
 
     def _watch(self) -> None:
         """Replace a pool that broke, as pebble's does when an idle process is killed, and hand over again what it lost."""
@@ -227,14 +235,14 @@ class VerifierPool:
             context=context,
         )
 
-    def _failed(self, error: BaseException, case: _Case) -> Verdict:
-        out_of_time = isinstance(error, TimeoutError) or (
-            isinstance(error, ProcessExpired) and error.exitcode == -signal.SIGXCPU
-        )
-        failure = "timeout" if out_of_time else "crash"
-        if self._on_failure is not None:
-            self._on_failure(failure, f"{type(error).__name__}: {error}", case.response, case.ground_truth)
-        return Verdict(0.0, None, False, None, failure)
+
+def _failed(error: BaseException) -> Verdict:
+    """The verdict of a verification that ended in `error`."""
+    out_of_time = isinstance(error, TimeoutError) or (
+        isinstance(error, ProcessExpired) and error.exitcode == -signal.SIGXCPU
+    )
+    text = f"{type(error).__name__}: {error}"[:LONGEST_ERROR]
+    return Verdict(0.0, None, False, None, "timeout" if out_of_time else "crash", text)
 
 
 def _end(pool: ProcessPool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from srpo_recipe.verify.contract import Verdict, violations
+from srpo_recipe.verify.contract import Verdict, said, violations
 from srpo_recipe.verify.pool import VerifierPool
 
 AHEAD = 256  # lines that are handed to the processes before the first of them is printed
@@ -43,7 +43,7 @@ def score(pool: VerifierPool, path: Path, feedback: bool) -> dict[str, float]:
         totals["reward"] += verdict.reward
         totals["failures"] += verdict.failure is not None
         if verdict.failure is not None:
-            print(f"{path}:{line}: the verification ended in a {verdict.failure}", file=sys.stderr)
+            print(f"{path}:{line}: the verification ended in a {said(verdict)}", file=sys.stderr)
 
     for line, response, ground_truth in tqdm(read(path), unit=" lines", disable=None):
         waiting.append((line, pool.submit(response, ground_truth)))
