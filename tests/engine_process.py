@@ -58,6 +58,9 @@ def copy_weights(model, engine) -> None:
 class Run:
     """The engines of one rank for one model, and what it found."""
 
+    overrides: tuple[str, ...] = ()
+    model_type = MODEL_TYPE
+
     def __init__(self, folder: Path, model: str, **engine_options):
         self.folder, self.world = folder, dist.get_world_size()
         with initialize_config_module("srpo_recipe_config", version_base=None):
@@ -67,6 +70,7 @@ class Run:
                     f"actor_rollout_ref.model.path={folder / model}",
                     "actor_rollout_ref.actor.optim.lr=1e-2",
                     "actor_rollout_ref.actor.optim.lr_warmup_steps=4",
+                    *self.overrides,
                 ],
             ).actor_rollout_ref
         with open_dict(config):
@@ -74,26 +78,29 @@ class Run:
         self.model_config = omega_conf_to_dataclass(config.model)
         self.actor_config = omega_conf_to_dataclass(config.actor)
         self.logits_made: list[int] = []  # tokens, for each pass of an output layer
-        engine_config = replace(self.actor_config.engine, **engine_options)
-        self.student = self.engine(engine_config)
-        self.student.teacher = self.teacher = self.engine(replace(engine_config, forward_only=True))
-        disturb(self.teacher.module)
         self.model, self.plain_teacher = (
             AutoModelForCausalLM.from_pretrained(folder / model, dtype=torch.float32, attn_implementation="sdpa")
             for _ in range(2)
         )
-        disturb(self.plain_teacher)
+        self.found: dict = {}
+        self.build(replace(self.actor_config.engine, **engine_options))
         self.rows = make_rows(self.model)
         share = ROWS // self.world
         self.mine = list(range(dist.get_rank() * share, (dist.get_rank() + 1) * share))
-        self.found = {
-            name: {} for name in ("loss", "gradient", "metrics", "logits_made", "micro_batches", "means", "seen")
-        }
+        names = ("loss", "gradient", "metrics", "logits_made", "micro_batches", "means", "seen")
+        self.found |= {name: {} for name in names}
         self.found["response_tokens"] = sum(len(row["responses"]) for row in self.rows)
+
+    def build(self, engine_config) -> None:
+        """Student and teacher, and the plain models as they are."""
+        self.student = self.engine(engine_config)
+        self.student.teacher = self.teacher = self.engine(replace(engine_config, forward_only=True))
+        disturb(self.teacher.module)
+        disturb(self.plain_teacher)
 
     def engine(self, engine_config):
         engine = EngineRegistry.new(
-            model_type=MODEL_TYPE,
+            model_type=self.model_type,
             backend=engine_config.strategy,
             model_config=deepcopy(self.model_config),
             engine_config=engine_config,

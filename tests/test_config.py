@@ -211,6 +211,7 @@ def test_the_methods_are_the_papers(method):
         "srpo.correct_threshold": 0.5,
         "srpo.average": "token",
         "srpo.system_prompt": None,
+        "srpo.teacher.kind": "ema",
         "srpo.teacher.ema_rate": 0.05,
         "srpo.teacher.max_prompt_tokens": 10240,
         "srpo.teacher.demonstration": "random",
@@ -246,6 +247,7 @@ NONSENSE = {
     "stall_seconds": [(0.0, "must be positive")],
     "collapse_ratio": [(1.0, "[0, 1)"), (-0.1, "[0, 1)")],
     "teacher.ema_rate": [(-0.05, "[0, 1]"), (1.05, "[0, 1]"), (NAN, "[0, 1]")],
+    "teacher.kind": [("live", "choose one of ema, frozen, current")],
     "teacher.demonstration": [("best", "choose one of random, first, shortest, longest")],
     "teacher.template": [("{prompt}", "lacks {demonstration}"), ("no fields", "lacks {prompt} and {demonstration}")],
     "teacher.max_prompt_tokens": [(0, "must be positive")],
@@ -504,6 +506,8 @@ def settings_read() -> set[str]:
                 owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
                 if owner in ("srpo", "settings", "teacher"):
                     found.add(f"teacher.{node.attr}" if owner == "teacher" else node.attr)
+                    if (owner, node.attr) == ("teacher", "rate"):  # made of these two
+                        found |= {"teacher.kind", "teacher.ema_rate"}
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "old_policy":
                 found.add("old_policy")
     return found

@@ -64,12 +64,12 @@ def write_model(folder: Path, config_class: str = "Qwen3Config", **options) -> N
         shutil.copy(ASSETS / name, folder)
 
 
-def start(folder: Path, world: int, models: list[str]) -> subprocess.Popen:
+def start(folder: Path, world: int, models: list[str], script: str = "engine_process.py") -> subprocess.Popen:
     environment = {**os.environ, "SRPO_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     with (folder / f"log_{models[0]}_{world}").open("wb") as log:
         return subprocess.Popen(
-            [*command, str(HERE / "engine_process.py"), str(folder), *models],
+            [*command, str(HERE / script), str(folder), *models],
             env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 

@@ -9,6 +9,7 @@ from config_files import BASE, changed, composed, leaves, without
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from srpo_recipe.settings import lora
 from srpo_recipe.settings.compose import compose_config, verl_defaults
 from srpo_recipe.settings.refusals import ACTOR, MODEL, REF, REFUSALS, ROLLOUT, TEACHER_REFUSALS, UNREAD, Key
 from srpo_recipe.settings.rules import check
@@ -31,8 +32,10 @@ HONOURED = {
     f"{REF}.fsdp_config": ("mixed_precision param_offload offload_policy reshard_after_forward seed full_determinism"),
     MODEL: (
         "path hf_config_path tokenizer_path trust_remote_code custom_chat_template external_lib override_config "
-        "enable_gradient_checkpointing enable_activation_offload use_remove_padding use_liger"
+        "enable_gradient_checkpointing enable_activation_offload use_remove_padding use_liger lora_rank lora_alpha "
+        "target_modules exclude_modules"
     ),
+    f"{MODEL}.lora": "merge",
     ROLLOUT: (
         "name mode n seed full_determinism temperature top_k top_p ignore_eos calculate_log_probs dtype quantization "
         "quantization_config_file max_model_len engine_kwargs val_kwargs multi_turn agent"
@@ -75,7 +78,7 @@ WITHOUT_EFFECT_ON_THE_LOSS = {
         for part in (ACTOR, REF)
     },
     MODEL: (
-        "use_shm lora_alpha target_modules target_parameters exclude_modules lora mtp fused_kernel_options "
+        "use_shm mtp fused_kernel_options "
         # filled in by verl from the path
         "local_path local_hf_config_path local_tokenizer_path model_type load_tokenizer hf_config generation_config "
         "tokenizer processor architectures"
@@ -123,7 +126,7 @@ def named(table: dict[str, str]) -> set[str]:
     return {f"{section}.{name}".lstrip(".") for section, names in table.items() for name in names.split()}
 
 
-REFUSED = {row.key for row in ROWS} | UNREAD.keys()
+REFUSED = {row.key for row in (*ROWS, *lora.REFUSALS)} | UNREAD.keys() | {f"{MODEL}.lora"}
 LISTS = {"honoured": named(HONOURED), "without effect": named(WITHOUT_EFFECT_ON_THE_LOSS), "refused": REFUSED}
 
 

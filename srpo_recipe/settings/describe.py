@@ -12,8 +12,9 @@ def describe(config: DictConfig, settings: SRPOConfig) -> list[tuple[str, str]]:
     mini, batch = actor.ppo_mini_batch_size, config.data.train_batch_size
     teacher = "none"
     if settings.needs_teacher:
-        rate = settings.teacher.ema_rate
+        rate = settings.teacher.rate
         kind = "frozen" if rate == 0 else "current policy" if rate == 1 else f"EMA, rate {rate}"
+        kind += ", a second adapter" if config.actor_rollout_ref.model.lora_rank else ""
         teacher = f"{kind}; demonstration {settings.teacher.demonstration}; feedback {settings.teacher.feedback}"
     verifier = config.reward.custom_reward_function.path or "verl's, by data_source"
     if settings.verifier.name is not None:
@@ -34,9 +35,16 @@ def describe(config: DictConfig, settings: SRPOConfig) -> list[tuple[str, str]]:
         ("learning rate", f"{actor.optim.lr:g}, warm-up {actor.optim.lr_warmup_steps} steps"),
         ("batch", f"{batch} prompts x {rollout.n} rollouts, {batch // mini} optimiser step(s) of {mini} prompts"),
         ("lengths", f"prompt {config.data.max_prompt_length}, response {config.data.max_response_length} tokens"),
-        ("model", str(config.actor_rollout_ref.model.path)),
+        ("model", _model(config.actor_rollout_ref.model)),
         (
             "machine",
             f"{config.trainer.nnodes} node(s) x {config.trainer.n_gpus_per_node} rank(s), {config.trainer.device}",
         ),
     ]
+
+
+def _model(model: DictConfig) -> str:
+    if not model.lora_rank:
+        return str(model.path)
+    synced = "merged weights" if model.lora.merge else "an adapter"
+    return f"{model.path}, LoRA rank {model.lora_rank}, alpha {model.lora_alpha}, to vLLM as {synced}"

@@ -10,8 +10,8 @@ ACTOR, REF, ROLLOUT, MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", 
 CORRECTION = "algorithm.rollout_correction"
 
 SPLITS = "the distillation loss does not split sequences over ranks"
+OWN_ADAPTER = "an adapter starts at zero here, student and self-teacher alike"
 PADS = "the logits of a packed row are found by their place, which padding moves"
-FULL_WEIGHTS = "the EMA teacher averages full weights"
 SKIPS = "verl's synchronous trainer reads skip.rollout_tq"
 LOGITS = "the loss reads the logits, and these kernels make none"
 QUANTISED = "the EMA teacher would average weights that the student does not compute with"
@@ -103,10 +103,9 @@ REFUSALS = (
     Refusal(f"{ACTOR}.use_fused_kernels", (False,), LOGITS),
     Refusal(f"{ACTOR}.use_remove_padding", (Key(f"{MODEL}.use_remove_padding"),), "verl reads the model's"),
     Refusal(f"{ACTOR}.rollout_n", (Key(f"{ROLLOUT}.n"),), "they are the same number"),
-    Refusal(f"{MODEL}.lora_rank", (0,), FULL_WEIGHTS),
-    Refusal(f"{MODEL}.lora_adapter_path", (None,), FULL_WEIGHTS),
-    Refusal(f"{MODEL}.lora.rank", (0,), FULL_WEIGHTS),
-    Refusal(f"{MODEL}.lora.adapter_path", (None,), FULL_WEIGHTS),
+    Refusal(f"{MODEL}.lora_adapter_path", (None,), OWN_ADAPTER),
+    Refusal(f"{MODEL}.lora.adapter_path", (None,), OWN_ADAPTER),
+    Refusal(f"{MODEL}.lora.rank", (0,), f"verl's FSDP engine reads {MODEL}.lora_rank"),
     Refusal(f"{MODEL}.mtp.enable", (False,), "the loss has no part for heads that predict several tokens"),
     Refusal(f"{ROLLOUT}.mtp.enable", (False,), "the loss has no part for heads that predict several tokens"),
     Refusal(f"{ROLLOUT}.qat.enable", (False,), QUANTISED),

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from srpo_recipe.settings import lora
 from srpo_recipe.settings.compose import verl_defaults
 from srpo_recipe.settings.read import needs_pass, read, section_of
 from srpo_recipe.settings.refusals import (
@@ -36,7 +37,10 @@ def check(config: DictConfig) -> SRPOConfig:
     settings = read(config)
     if settings.needs_teacher:
         check_table(config, TEACHER_REFUSALS)
-    check_unread(config, UNREAD)
+    if config.actor_rollout_ref.model.lora_rank:
+        check_table(config, lora.REFUSALS)
+    lora.check(config)
+    check_unread(config, UNREAD | lora.unread(config))
     check_verifier(config, settings.verifier)
     check_batch(config)
     check_temperature(config)

@@ -18,6 +18,7 @@ from srpo_recipe.settings import run as _run  # noqa: F401  (registers the schem
 from srpo_recipe.verify.settings import VerifierConfig, require
 
 TEACHER_TEMPLATE = "{prompt}\nCorrect solution:\n\n{demonstration}\n\nCorrectly solve the original question."
+TEACHER_KINDS = ("ema", "frozen", "current")
 FEEDBACK_TEMPLATE = "{prompt}\nFeedback on an earlier attempt:\n\n{feedback}\n\nCorrectly solve the original question."
 
 
@@ -29,8 +30,10 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 class TeacherConfig:
     """The self-teacher (paper, section 3.2)."""
 
-    # teacher <- (1 - ema_rate) teacher + ema_rate student after every optimiser step. 0 freezes the first weights, 1 makes
-    # the current policy its own teacher (the paper's equation; its table and we use the EMA).
+    # ema follows the student by ema_rate; frozen stays as the run begins (with LoRA the base model); current is the policy
+    # itself (the paper's equation; its table and we use the EMA).
+    kind: str = "ema"
+    # teacher <- (1 - ema_rate) teacher + ema_rate student after every optimiser step.
     ema_rate: float = 0.05
     # Which correct sibling is shown: random (uniform, seeded), first, shortest, longest.
     demonstration: str = "random"
@@ -46,6 +49,7 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         require(0.0 <= self.ema_rate <= 1.0, f"srpo.teacher.ema_rate={self.ema_rate} must lie in [0, 1]")
+        _one_of("srpo.teacher.kind", self.kind, TEACHER_KINDS)
         _one_of("srpo.teacher.demonstration", self.demonstration, DEMONSTRATION_CHOICES)
         _one_of("srpo.teacher.overflow", self.overflow, ("shorten", "reroute"))
         _one_of("srpo.teacher.feedback", self.feedback, ("off", "append", "replace"))
@@ -56,6 +60,11 @@ class TeacherConfig:
         ):
             missing = [part for part in wanted if part not in template]
             require(not missing, f"srpo.teacher.{name} lacks {' and '.join(missing)}")
+
+    @property
+    def rate(self) -> float:
+        """The share of the student that the teacher takes after an optimiser step."""
+        return {"ema": self.ema_rate, "frozen": 0.0, "current": 1.0}[self.kind]
 
 
 @dataclass

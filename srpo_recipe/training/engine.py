@@ -5,15 +5,12 @@ needs of the student's logits, and a pass without a name is verl's own.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id
@@ -21,15 +18,15 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from srpo_recipe.method import dw_sdpo
-from srpo_recipe.method.ema import ema_distance, ema_update
+from srpo_recipe.method.ema import ema_update
 from srpo_recipe.method.logits import tokens_in, top_ids
 from srpo_recipe.method.loss import count_totals
 from srpo_recipe.method.student_logits import student_statistics
-from srpo_recipe.method.teacher_logits import OutputLayer
 from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.training.fields import TEACHER_ROW, TOTALS, MicroBatch, seen_rows
 from srpo_recipe.training.output_layer import AfterHead
 from srpo_recipe.training.teacher_states import SEEN_WORDS, TeacherStates
+from srpo_recipe.training.teacher_weights import TeacherWeights
 
 # Key of RoutedEngine in verl's engine registry; it builds an ordinary language model.
 MODEL_TYPE = "srpo_language_model"
@@ -37,7 +34,7 @@ PASS = "srpo_pass"
 
 
 @EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp2"], device=["cuda", "npu", "cpu"])
-class RoutedEngine(FSDPEngineWithLMHead):
+class RoutedEngine(TeacherWeights, FSDPEngineWithLMHead):
     """verl's FSDP2 language-model engine as student, or forward-only as the self-teacher.
 
     As the teacher it differs from verl's reference model in two ways: it stays on the device beside the actor (verl parks a
@@ -53,7 +50,9 @@ class RoutedEngine(FSDPEngineWithLMHead):
             engine_config = replace(engine_config, forward_only=False)
             checkpoint_config = CheckpointConfig(save_contents=["model"], load_contents=["model"])
         super().__init__(model_config, engine_config, optimizer_config, checkpoint_config)
-        self.teacher: RoutedEngine | None = None  # the student's
+        self.teacher: RoutedEngine | None = (
+            None  # the student's; itself where both are adapters of one model (adapters.py)
+        )
         self.states = TeacherStates()  # the teacher's, from its pass to the update's end
         self.after_head: AfterHead | None = None  # the teacher's
         # of the micro-batch under way: the tokens whose logits are wanted (None for all), and what the teacher's layer was given
@@ -92,7 +91,7 @@ class RoutedEngine(FSDPEngineWithLMHead):
             return grad_norm
         self.moved = True
         if self.teacher is not None:
-            ema_update(self.teacher.shards(), self.shards(), self.srpo.teacher.ema_rate)
+            ema_update(self.teacher.teacher_shards(), self.shards(), self.srpo.teacher.rate)
         return grad_norm
 
     def lr_scheduler_step(self):
@@ -101,39 +100,6 @@ class RoutedEngine(FSDPEngineWithLMHead):
             return self.lr_scheduler.get_last_lr()[0]
         self.moved = False
         return super().lr_scheduler_step()
-
-    def shards(self) -> Iterator[Tensor]:
-        """The rank's own weights. A pass may have left them gathered (reshard_after_forward=false), and gathered copies are
-        thrown away: what is written to them is lost.
-        """
-        for part in self.module.modules():
-            if isinstance(part, FSDPModule):
-                part.reshard()
-        return self.module.parameters()
-
-    def relative_teacher_distance(self) -> float:
-        """|teacher - student| / |student| over all weights of all ranks."""
-        assert self.teacher is not None
-        sums = torch.stack(ema_distance(self.teacher.shards(), self.shards())).to(get_device_id())
-        torch.distributed.all_reduce(sums)
-        return float((sums[0] / sums[1]).sqrt())
-
-    def output_layer(self) -> OutputLayer:
-        """The teacher's output layer, gathered from all ranks in the dtype of the forward pass. A collective."""
-        assert self.after_head is not None
-        self.shards()
-        head = self.module.get_output_embeddings()
-        weight, bias = (
-            None if part is None else self._gathered(part.detach())
-            for part in (head.weight, getattr(head, "bias", None))
-        )
-        assert weight is not None
-        return OutputLayer(weight, bias, self.after_head)
-
-    def _gathered(self, weight: DTensor) -> Tensor:
-        """A copy: on a single rank nothing is gathered, and the EMA would write into the layer that the batch was scored by."""
-        whole = weight.to(device=get_device_id(), dtype=self._autocast_dtype).full_tensor()
-        return whole.clone() if whole.data_ptr() == weight.to_local().data_ptr() else whole
 
     # --------------------------------------------------------------------------------------------------- forward passes
 
@@ -170,7 +136,7 @@ class RoutedEngine(FSDPEngineWithLMHead):
         hidden = inputs[0]
         if self.head_rows is not None:
             hidden = hidden.flatten(0, -2)[self.head_rows].unsqueeze(0)
-        if self.is_teacher:
+        if self.after_head is not None:
             self.head_input = hidden.detach()
         return hidden, *inputs[1:]
 

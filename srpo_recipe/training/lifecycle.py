@@ -62,7 +62,8 @@ class LifecycleTrainer(PPOTrainerSync):
         super()._init_resource_pool_mgr()
         pool = self.mapping.pop(Role.ActorRollout)
         del self.role_worker_mapping[Role.ActorRollout]
-        role = Role.ActorRolloutRef if self.srpo.needs_teacher else Role.ActorRollout
+        second_model = self.srpo.needs_teacher and not self.config.actor_rollout_ref.model.lora_rank
+        role = Role.ActorRolloutRef if second_model else Role.ActorRollout
         self.role_worker_mapping[role] = ray.remote(SRPOWorker)
         self.mapping[role] = pool
 

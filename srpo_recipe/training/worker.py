@@ -16,7 +16,8 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from srpo_recipe.records import checkpoint
 from srpo_recipe.run.say import phase_done
 from srpo_recipe.settings.read import from_plain
-from srpo_recipe.training.engine import MODEL_TYPE, PASS
+from srpo_recipe.training import adapters, engine
+from srpo_recipe.training.engine import PASS
 from srpo_recipe.training.fields import TEACHER_ROW
 from srpo_recipe.training.loss_metrics import over_steps
 from srpo_recipe.training.losses import update_loss
@@ -27,8 +28,16 @@ from srpo_recipe.training.watch.sync_watch import SyncWatch
 class RoutedTrainingWorker(TrainingWorker):
     """verl's training worker on RoutedEngine."""
 
+    model_type = engine.MODEL_TYPE
+
     def __init__(self, config):
-        super().__init__(replace(config, model_type=MODEL_TYPE))
+        super().__init__(replace(config, model_type=self.model_type))
+
+
+class AdapterTrainingWorker(RoutedTrainingWorker):
+    """verl's training worker on AdapterEngine."""
+
+    model_type = adapters.MODEL_TYPE
 
 
 class SRPOWorker(ActorRolloutRefWorker):
@@ -40,21 +49,28 @@ class SRPOWorker(ActorRolloutRefWorker):
     def __init__(self, config: DictConfig, role: str, **kwargs):
         self.srpo = from_plain(config.srpo)
         super().__init__(config, role, **kwargs)
+        # the self-teacher is a model of its own, verl's reference, or with LoRA an adapter of the actor
+        self.teacher: RoutedTrainingWorker | None = None
+        self.is_lora = config.model.lora_rank > 0
+        if self.is_lora and self.srpo.needs_teacher:
+            self.actor_worker_cls = AdapterTrainingWorker
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self):
         super().init_model()
         self.actor.engine.srpo = self.srpo
-        if self.ref is not None:
-            self.ref.engine.srpo = self.srpo
-            self.actor.engine.teacher = self.ref.engine
+        if self.srpo.needs_teacher:
+            self.teacher = self.actor if self.is_lora else self.ref
+            self.teacher.engine.srpo = self.srpo
+            self.actor.engine.teacher = self.teacher.engine
+            self.set_dispatch_collect(mesh_name="ref", **self.teacher.get_dispatch_collect())
         actor_config = self.loss_fn.keywords["config"]  # verl has built it into its own loss
-        self.seen = SeenTokens(None if self.ref is None else self.ref.engine.states)
+        self.seen = SeenTokens(self.teacher and self.teacher.engine.states)
         self.loss_fn: partial = partial(update_loss, actor_config, self.srpo, seen=self.seen)
         self.actor.set_loss_fn(self.loss_fn)
         self.sync_watch = SyncWatch(self.rollout, self.srpo.stall_seconds)
         if self.rank == 0:
-            phase_done("actor and teacher" if self.ref is not None else "actor")
+            phase_done("actor and teacher" if self.teacher else "actor")
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def positions(self) -> int | None:
@@ -67,11 +83,19 @@ class SRPOWorker(ActorRolloutRefWorker):
         """Score the routed rows' responses under the teacher's prompt. Returns the numbers of the rows, [B]: the states that
         were made stay in the engine until the update has used them.
         """
-        engine = self.ref.engine
-        engine.states.clear()
+        assert self.teacher is not None
+        teacher, limits = self.teacher.engine, self.config.ref
+        teacher.states.clear()
         tu.assign_non_tensor(data, compute_loss=False, **{PASS: "teacher"})
-        self.ref.infer_batch(data=data)
-        engine.finish_teacher_pass()
+        if self.is_lora:  # the actor's worker has the limits of its own passes
+            tu.assign_non_tensor(
+                data,
+                use_dynamic_bsz=limits.log_prob_use_dynamic_bsz,
+                max_token_len_per_gpu=limits.log_prob_max_token_len_per_gpu,
+                micro_batch_size_per_gpu=limits.log_prob_micro_batch_size_per_gpu,
+            )
+        self.teacher.infer_batch(data=data)
+        teacher.finish_teacher_pass()
         return data.select(TEACHER_ROW).cpu()
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
@@ -82,8 +106,8 @@ class SRPOWorker(ActorRolloutRefWorker):
         output = super().update_actor(data)
         found = {"optimizer/skipped_steps": [engine.skipped_steps]}
         engine.skipped_steps = 0
-        if self.ref is not None:
-            self.ref.engine.states.clear()
+        if self.teacher is not None:
+            self.teacher.engine.states.clear()
             found["ema_distance"] = [engine.relative_teacher_distance()]
         if output is not None:
             metrics = tu.get(output, "metrics")
@@ -101,8 +125,8 @@ class SRPOWorker(ActorRolloutRefWorker):
     def save_checkpoint(self, local_path, hdfs_path=None, global_step=0, max_ckpt_to_keep=None):
         """The actor as verl saves it, and the teacher beside it. Nothing old goes before everything new is there: see `prune`."""
         super().save_checkpoint(local_path, hdfs_path, global_step, None)
-        if self.ref is not None:
-            self.ref.engine.save_checkpoint(checkpoint.teacher_path(local_path), None, global_step)
+        if self.teacher is not None:
+            self.teacher.engine.save_teacher(checkpoint.teacher_path(local_path), global_step)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def discard(self, folder: str, step: int | None = None):
@@ -126,7 +150,8 @@ class SRPOWorker(ActorRolloutRefWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load_checkpoint(self, local_path, hdfs_path=None, del_local_after_load=False):
         """Refuses a checkpoint without the teacher: starting one afresh would silently change the method."""
-        if self.ref is not None:
+        if self.teacher is not None:
             checkpoint.require_teacher(local_path, self.world_size, self.rank)
-            self.ref.engine.load_checkpoint(checkpoint.teacher_path(local_path), None, del_local_after_load)
         super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
+        if self.teacher is not None:
+            self.teacher.engine.load_teacher(checkpoint.teacher_path(local_path))
