@@ -9,7 +9,6 @@ from config_files import BASE, changed, composed, leaves, without
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from srpo_recipe.settings import lora
 from srpo_recipe.settings.compose import compose_config, verl_defaults
 from srpo_recipe.settings.refusals import ACTOR, MODEL, REF, REFUSALS, ROLLOUT, TEACHER_REFUSALS, UNREAD, Key
 from srpo_recipe.settings.rules import check
@@ -126,7 +125,8 @@ def named(table: dict[str, str]) -> set[str]:
     return {f"{section}.{name}".lstrip(".") for section, names in table.items() for name in names.split()}
 
 
-REFUSED = {row.key for row in (*ROWS, *lora.REFUSALS)} | UNREAD.keys() | {f"{MODEL}.lora"}
+OF_LORA = {f"{MODEL}.lora", f"{MODEL}.target_parameters"}  # settings/lora.py and tests/test_lora_settings.py
+REFUSED = {row.key for row in ROWS} | UNREAD.keys() | OF_LORA
 LISTS = {"honoured": named(HONOURED), "without effect": named(WITHOUT_EFFECT_ON_THE_LOSS), "refused": REFUSED}
 
 
