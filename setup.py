@@ -34,7 +34,6 @@ setup(
         pinned("verl"),
         "hydra-core",
         "omegaconf",
-        "pebble>=5.2",
         "psutil",
         "ray",
         "rich",

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,12 @@ def test_every_text_of_a_kept_failure_is_cut(tmp_path):
 
 def test_a_failure_in_training_leaves_its_text_in_the_run(tmp_path):
     score(tmp_path / "run", "<answer>B</answer>", truth="no letter")
-    (file,) = (tmp_path / "run" / failures.FOLDER).iterdir()
+    kept = tmp_path / "run" / failures.FOLDER
+    for _ in range(100):
+        if any(file.stat().st_size for file in kept.glob("*")):
+            break
+        time.sleep(0.1)  # it is written after the reward was given
+    (file,) = kept.iterdir()
     assert json.loads(file.read_text())["response"] == "<answer>B</answer>"
 
 

@@ -1,7 +1,9 @@
 """Verifiers as users write them, good and bad, for tests/test_verify_pool.py."""
 
 import os
+import subprocess
 import sys
+import threading
 import time
 
 from srpo_recipe.verify import Verdict
@@ -28,6 +30,38 @@ def moody(response: str, ground_truth: str) -> Verdict:
     return Verdict(float(response == ground_truth), str(time.monotonic_ns()), True)
 
 
+class Hostile(str):
+    """A text, and an exception's, that runs code where it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, (str(self),)
+
+
+class HostileError(RuntimeError):
+    def __reduce__(self):
+        return os.system, (str(self),)
+
+
+def child_that_stays(mark: str) -> None:
+    """A process in a session of its own whose parent has ended: in no group, and nobody's child."""
+    if os.fork():
+        os.wait()
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)", mark])
+
+
+def leave(response: str, ground_truth: str) -> Verdict:
+    """Leave processes behind that have `ground_truth` in their command, and then do what the response says."""
+    child_that_stays(ground_truth)
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", ground_truth])
+    if os.fork() == 0:
+        time.sleep(600)
+    return obey(response, ground_truth)
+
+
 def obey(response: str, ground_truth: str) -> Verdict:
     """Do what the response says."""
     if response == "sleep":
@@ -40,6 +74,33 @@ def obey(response: str, ground_truth: str) -> Verdict:
         sys.exit(3)
     if response == "die":
         os._exit(3)
+    if response == "done":
+        os._exit(0)
+    if response == "close":
+        os.closerange(0, 100)
+        time.sleep(600)
+    if response == "thread":
+        threading.Thread(target=time.sleep, args=(600,)).start()
+        return Verdict(1.0, str(os.getpid()), True)
+    if response == "twice":
+        return Verdict(1.0, str(os.fork() > 0), True)
+    if response == "print":
+        for _ in range(300):
+            print("x" * 9_999)
+            print("y" * 9_999, file=sys.stderr)
+        return Verdict(1.0, "printed", True)
+    if response == "long":
+        return Verdict(1.0, "x" * 10**7, True)
+    if response == "long error":
+        raise RuntimeError("x" * 10**7)
+    if response == "hostile":
+        return Verdict(1.0, Hostile(ground_truth), True)
+    if response == "hostile error":
+        raise HostileError(ground_truth)
+    if response == "hoard":
+        kept = []
+        while True:
+            kept.append("x" * 10**6)
     if response == "recurse":
         return obey(response, ground_truth)
     if response == "memory":
