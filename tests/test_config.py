@@ -245,6 +245,7 @@ NONSENSE = {
     "chunk_megabytes": [(0, "must be positive")],
     "poll_seconds": [(0.0, "must be positive"), (-1.0, "must be positive")],
     "stall_seconds": [(0.0, "must be positive")],
+    "sync_gap": [(0.0, "in (0, 1], or null"), (1.5, "in (0, 1], or null"), (NAN, "in (0, 1], or null")],
     "collapse_ratio": [(1.0, "[0, 1)"), (-0.1, "[0, 1)")],
     "teacher.ema_rate": [(-0.05, "[0, 1]"), (1.05, "[0, 1]"), (NAN, "[0, 1]")],
     "teacher.kind": [("live", "choose one of ema, frozen, current")],

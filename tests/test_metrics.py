@@ -13,6 +13,7 @@ from srpo_recipe.method.loss import Totals
 from srpo_recipe.method.route import Route
 from srpo_recipe.records import metrics
 from srpo_recipe.run import routing_metrics
+from srpo_recipe.settings.schema import SRPOConfig
 
 ROOT = Path(__file__).parent.parent
 # The keys of two real runs on the CPU:
@@ -132,7 +133,7 @@ def test_verls_metrics_of_a_critic_do_not_reach_the_log(monkeypatch):
         assert any(metrics.dropped([key]) and metrics.pattern(row.key).fullmatch(key) for key in made), row.key
     monkeypatch.setattr(PPOTrainerSync, "_compute_metrics", lambda self, batch, logged, *rest: logged.update(made))
     trainer, logged = LifecycleTrainer.__new__(LifecycleTrainer), {"route/reward": 1.0}
-    trainer.total_training_steps = 2
+    trainer.total_training_steps, trainer.srpo = 2, SRPOConfig()
     trainer.step_log = type("Log", (), {"write": lambda self, step, total, shown, timing: None})()
     trainer._compute_metrics(None, logged, {}, 1, 0)
     assert "route/reward" in logged and "response_length/mean" in logged

@@ -20,7 +20,9 @@ NAMED = re.compile(
     r"(srpo|method|algorithm)\..+|actor_rollout_ref\.actor\.(optim\..+|clip_ratio.*|ppo_epochs|ppo_mini_batch_size)"
     r"|actor_rollout_ref\.rollout\.(n|temperature|top_k|top_p)|data\.train_batch_size"
 )
-NOT_NAMED = ("srpo.seed", "srpo.chunk_megabytes", "srpo.poll_seconds", "srpo.stall_seconds", "srpo.collapse_ratio")
+NOT_NAMED = tuple(
+    f"srpo.{key}" for key in "seed chunk_megabytes poll_seconds stall_seconds collapse_ratio sync_gap".split()
+)
 LONGEST_VALUE, LONGEST_SUFFIX = 24, 120
 
 

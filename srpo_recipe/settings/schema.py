@@ -98,6 +98,9 @@ class SRPOConfig:
     poll_seconds: float = 0.5
     # A rollout engine that does not answer for this long ends the run with an error instead of waiting for ever.
     stall_seconds: float = 90.0
+    # A run ends where the rollout engine's probabilities of the sampled tokens differ from the actor's by more than this on the
+    # mean: its weights do not follow. null never ends it.
+    sync_gap: float | None = 0.1
     # Warn when the mean response length falls under this share of what it was in the first steps.
     collapse_ratio: float = 0.3
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -119,6 +122,11 @@ class SRPOConfig:
         require(0.0 <= self.alpha <= 1.0, f"srpo.alpha={self.alpha} must lie in [0, 1]")
         for name in ("top_k", "chunk_megabytes", "poll_seconds", "stall_seconds"):
             require(getattr(self, name) > 0, f"srpo.{name}={getattr(self, name)} must be positive")
+        gap = self.sync_gap
+        require(
+            gap is None or 0.0 < gap <= 1.0,
+            f"srpo.sync_gap={gap}: set it to a difference of probabilities in (0, 1], or null",
+        )
         require(0.0 <= self.collapse_ratio < 1.0, f"srpo.collapse_ratio={self.collapse_ratio} must lie in [0, 1)")
 
     @property

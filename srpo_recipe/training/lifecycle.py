@@ -12,7 +12,7 @@ from srpo_recipe.method.self_teacher import TeacherPromptBuilder
 from srpo_recipe.records import checkpoint, manifest
 from srpo_recipe.records.metrics import dropped
 from srpo_recipe.records.metrics_file import JsonLines
-from srpo_recipe.run import loggers, stop
+from srpo_recipe.run import loggers, stop, sync_gap
 from srpo_recipe.run.curve import Curve
 from srpo_recipe.run.say import END, phase_done, say
 from srpo_recipe.run.step_log import StepLog
@@ -226,4 +226,5 @@ class LifecycleTrainer(PPOTrainerSync):
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         for key in dropped(metrics):
             del metrics[key]
+        sync_gap.check(metrics, self.srpo.sync_gap, global_steps)
         self.step_log.write(global_steps, self.total_training_steps, metrics, timing_raw)
