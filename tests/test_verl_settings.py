@@ -36,7 +36,7 @@ HONOURED = {
     ),
     f"{MODEL}.lora": "merge",
     ROLLOUT: (
-        "name mode n seed full_determinism temperature top_k top_p ignore_eos calculate_log_probs dtype quantization "
+        "mode n seed full_determinism temperature top_k top_p ignore_eos calculate_log_probs dtype quantization "
         "quantization_config_file max_model_len engine_kwargs val_kwargs multi_turn agent"
     ),
     "data": (

@@ -43,23 +43,8 @@ SECTIONS = {
     REF: "method=grpo, which has no teacher",
 }
 
-# Whole numbers of at least 1.
-COUNTS = (
-    "data.train_batch_size",
-    "data.max_prompt_length",
-    "data.max_response_length",
-    f"{ACTOR}.ppo_mini_batch_size",
-    f"{ACTOR}.ppo_epochs",
-    f"{ROLLOUT}.n",
-    f"{ROLLOUT}.val_kwargs.n",
-    f"{ROLLOUT}.agent.num_workers",
-    "reward.num_workers",
-    "trainer.nnodes",
-    "trainer.n_gpus_per_node",
-)
-
-
 REFUSALS = (
+    Refusal(f"{ROLLOUT}.name", ("vllm",), "the seeded rollouts and the EMA's weights are tried with vLLM alone"),
     Refusal("model_engine", ("dp",), "teacher and student are verl's FSDP engines"),
     Refusal("trainer.use_v1", (True,), "the method is a trainer of the kind that verl calls v1"),
     Refusal("trainer.v1.trainer_mode", ("srpo",), "it is the trainer that routes"),

@@ -1,17 +1,18 @@
 """Refuses settings that verl would run, but not as the method says: what `check` lets through runs as it reads."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
-from srpo_recipe.settings import lora
+from srpo_recipe.settings import lora, places, ranges, required, unused
 from srpo_recipe.settings.compose import verl_defaults
+from srpo_recipe.settings.kinds import ABSENT, is_count, is_number, leaves, said, shown
 from srpo_recipe.settings.read import needs_pass, read, section_of
 from srpo_recipe.settings.refusals import (
     CORRECTION,
-    COUNTS,
     REFUSALS,
     ROLLOUT,
     SECTIONS,
@@ -21,19 +22,27 @@ from srpo_recipe.settings.refusals import (
     Refusal,
 )
 from srpo_recipe.settings.run import check as check_resume
-from srpo_recipe.settings.schema import SRPOConfig, is_count
+from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.settings.wire import check as check_verifier
 from srpo_recipe.verify.settings import require
-
-ABSENT = object()
 
 
 def check(config: DictConfig) -> SRPOConfig:
     """The typed settings. Raises ValueError, with key and fix, for what the method cannot do, or would not do as written."""
+    try:
+        return _check(config)
+    except InterpolationResolutionError as error:  # a resolver of ours refused a value; OmegaConf writes around it
+        said = str(error).removeprefix("ValueError raised while resolving interpolation: ")
+        raise ValueError(said.partition("\n    full_key")[0]) from error
+
+
+def _check(config: DictConfig) -> SRPOConfig:
+    required.check_gaps(config)
     for key in SECTIONS:
         section_of(config, key)
-    check_counts(config)
+    required.check(config)
     check_table(config, REFUSALS)
+    ranges.check(config)
     settings = read(config)
     if settings.needs_teacher:
         check_table(config, TEACHER_REFUSALS)
@@ -41,6 +50,8 @@ def check(config: DictConfig) -> SRPOConfig:
         check_table(config, lora.REFUSALS)
     lora.check(config)
     check_unread(config, UNREAD | lora.unread(config))
+    places.check(config)
+    unused.check(config, settings)
     check_verifier(config, settings.verifier)
     check_batch(config)
     check_temperature(config)
@@ -49,34 +60,29 @@ def check(config: DictConfig) -> SRPOConfig:
     check_correction(config)
     check_run(config)
     check_resume(config)
+    ranges.check_types(config)
     return settings
-
-
-def check_counts(config: DictConfig) -> None:
-    for key in COUNTS:
-        value = OmegaConf.select(config, key, default=ABSENT)
-        require(is_count(value), f"{_said(key, value)}: set it to a whole number of at least 1")
 
 
 def check_table(config: DictConfig, rows: Iterable[Refusal]) -> None:
     for key, values, why, may_be_absent in rows:
         value = OmegaConf.select(config, key, default=ABSENT)
         wanted = [OmegaConf.select(config, one) if isinstance(one, Key) else one for one in values]
-        said = _said(key, value) + ("" if value is ABSENT else " is not supported")
+        found = said(key, value) + ("" if value is ABSENT else " is not supported")
         require(
             value in wanted or (value is ABSENT and may_be_absent),
-            f"{said}: set it to {_shown(wanted[0])} ({why})",
+            f"{found}: set it to {shown(wanted[0])} ({why})",
         )
 
 
 def check_unread(config: DictConfig, keys: dict[str, str]) -> None:
     """Only verl's own value of what nothing reads."""
     for section, instead in keys.items():
-        default = dict(_leaves(OmegaConf.select(verl_defaults(), section, default=ABSENT), section))
-        for key, value in _leaves(OmegaConf.select(config, section, default=ABSENT), section):
-            fix = f"leave it at {_shown(default[key])}" if key in default else "leave it out"
+        default = dict(leaves(OmegaConf.select(verl_defaults(), section, default=ABSENT), section))
+        for key, value in leaves(OmegaConf.select(config, section, default=ABSENT), section):
+            fix = f"leave it at {shown(default[key])}" if key in default else "leave it out"
             fix += f", and set {instead} if that is what you mean" if instead else ""
-            require(value == default.get(key, ABSENT), f"{key}={_shown(value)} has no effect here: {fix}")
+            require(value == default.get(key, ABSENT), f"{key}={shown(value)} has no effect here: {fix}")
 
 
 def check_batch(config: DictConfig) -> None:
@@ -94,8 +100,8 @@ def check_temperature(config: DictConfig) -> None:
     key = f"{ROLLOUT}.temperature"
     value = OmegaConf.select(config, key, default=ABSENT)
     require(
-        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf,
-        f"{_said(key, value)}: set it to a positive number, by which the logits are divided",
+        is_number(value) and 0 < value < math.inf,
+        f"{said(key, value)}: set it to a positive number, by which the logits are divided",
     )
     validation = config.actor_rollout_ref.rollout.val_kwargs
     if validation.n > 1 and (not validation.do_sample or validation.temperature == 0):
@@ -122,8 +128,8 @@ def check_old_policy(config: DictConfig) -> None:
     if config.srpo.old_policy == "update" and need is not None:
         key, value, other = need
         raise ValueError(
-            f"srpo.old_policy=update, but {key}={_shown(value)} needs the old policy before the update: set it to "
-            f"{_shown(other)}, or srpo.old_policy=auto"
+            f"srpo.old_policy=update, but {key}={shown(value)} needs the old policy before the update: set it to "
+            f"{shown(other)}, or srpo.old_policy=auto"
         )
 
 
@@ -133,10 +139,10 @@ def check_correction(config: DictConfig) -> None:
     level, threshold = (
         OmegaConf.select(correction, name, default=ABSENT) for name in ("rollout_is", "rollout_is_threshold")
     )
-    require(level in ("token", None), f"{_said(f'{CORRECTION}.rollout_is', level)}: set it to token, or null for none")
+    require(level in ("token", None), f"{said(f'{CORRECTION}.rollout_is', level)}: set it to token, or null for none")
     require(
         level is None or _is_threshold(threshold),
-        f"{_said(f'{CORRECTION}.rollout_is_threshold', threshold)}: set it to a positive number, or to two with _ between: "
+        f"{said(f'{CORRECTION}.rollout_is_threshold', threshold)}: set it to a positive number, or to two with _ between: "
         "0.5_2.0",
     )
     require(
@@ -154,7 +160,7 @@ def check_run(config: DictConfig) -> None:
     samples = config.run.samples
     require(
         samples == 0 and not isinstance(samples, bool) or is_count(samples),
-        f"run.samples={_shown(samples)}: set it to a whole number of groups a step, or to 0 for no samples",
+        f"run.samples={shown(samples)}: set it to a whole number of groups a step, or to 0 for no samples",
     )
     if config.trainer.val_only and not config.trainer.val_before_train:
         raise ValueError(
@@ -173,20 +179,3 @@ def _is_threshold(value: Any) -> bool:
     except ValueError:
         return False
     return len(bounds) <= 2 and bounds == sorted(bounds) and 0 < bounds[0] and bounds[-1] < float("inf")
-
-
-def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of a section, or of the one value that it is; nothing of what is absent."""
-    if isinstance(node, DictConfig):
-        for name in map(str, node):
-            yield from _leaves(OmegaConf.select(node, name), f"{key}.{name}")
-    elif node is not ABSENT:
-        yield key, node
-
-
-def _said(key: str, value: Any) -> str:
-    return f"{key} is missing" if value is ABSENT else f"{key}={_shown(value)}"
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from srpo_recipe.method.demonstrations import DEMONSTRATION_CHOICES
 from srpo_recipe.method.route import ROUTE_RULES
 from srpo_recipe.settings import run as _run  # noqa: F401  (registers the schema of the section run)
+from srpo_recipe.settings.kinds import is_count
 from srpo_recipe.verify.settings import VerifierConfig, require
 
 TEACHER_TEMPLATE = "{prompt}\nCorrect solution:\n\n{demonstration}\n\nCorrectly solve the original question."
@@ -136,11 +137,6 @@ class SRPOConfig:
 
 
 ConfigStore.instance().store(group="srpo", name="schema", node=SRPOConfig)
-
-
-def is_count(value: Any) -> bool:
-    """Whether a value is a whole number of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _divide(dividend: Any, divisor: Any) -> int:

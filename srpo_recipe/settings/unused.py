@@ -1,0 +1,94 @@
+"""Settings of the method that have no effect beside others, or another name than they should: they would be believed."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from srpo_recipe.settings.kinds import shown
+from srpo_recipe.settings.schema import SRPOConfig
+from srpo_recipe.verify.settings import require
+
+# Settings, and what has to be so that they have an effect.
+MIX = ("srpo.mix",)
+DISTILLED = (
+    "srpo.beta",
+    "srpo.alpha",
+    "srpo.teacher.ema_rate",
+    "srpo.teacher.demonstration",
+    "srpo.teacher.template",
+    "srpo.teacher.overflow",
+    "srpo.teacher.feedback",
+)
+FEEDBACK = ("srpo.teacher.feedback_template",)
+
+# No published model has more; asked where the model's own number is not at hand.
+LARGEST_VOCABULARY = 300_000
+
+
+def check(config: DictConfig, settings: SRPOConfig) -> None:
+    """Raise ValueError, with the fix, for a setting that nothing would read, or a method's name on another's route."""
+    _without_effect(config, MIX, settings.route == "advantage_mix", "it is the weight of method=advantage_mix")
+    _without_effect(config, DISTILLED, settings.needs_teacher, f"srpo.route={settings.route} has no teacher")
+    on = settings.teacher.feedback != "off"
+    _without_effect(config, FEEDBACK, on, "srpo.teacher.feedback is off")
+    _named_as_it_is(config, settings)
+    _teacher_fits(config, settings)
+    _vocabulary(config, settings)
+
+
+def _without_effect(config: DictConfig, keys: tuple[str, ...], read: bool, why: str) -> None:
+    defaults = OmegaConf.create({"srpo": OmegaConf.structured(SRPOConfig)})
+    for key in keys:
+        value, default = OmegaConf.select(config, key), OmegaConf.select(defaults, key)
+        require(
+            read or value == default, f"{key}={shown(value)} has no effect here ({why}): leave it at {shown(default)}"
+        )
+
+
+def _named_as_it_is(config: DictConfig, settings: SRPOConfig) -> None:
+    """method.name of a file in config/method means that file's route."""
+    name = str(config.method.name)
+    file = files("srpo_recipe_config") / "method" / f"{name}.yaml"
+    if not name.isidentifier() or not file.is_file():
+        return  # a method of the user's
+    route = OmegaConf.select(
+        OmegaConf.create(file.read_text(encoding="utf-8")), "srpo.route", default=SRPOConfig().route
+    )
+    require(
+        settings.route == route,
+        f"srpo.route={settings.route} under the name of method={name}, whose route is {route}: choose the method of that "
+        f"route, as method={settings.route}, or name your own with method.name=NAME",
+    )
+
+
+def _teacher_fits(config: DictConfig, settings: SRPOConfig) -> None:
+    budget, prompt = settings.teacher.max_prompt_tokens, config.data.max_prompt_length
+    require(
+        not settings.needs_teacher or budget > prompt,
+        f"srpo.teacher.max_prompt_tokens={budget} does not hold a question of data.max_prompt_length={prompt} and a "
+        "demonstration after it: raise it",
+    )
+
+
+def _vocabulary(config: DictConfig, settings: SRPOConfig) -> None:
+    path = config.actor_rollout_ref.model.path
+    known = _vocabulary_of(path)
+    largest = known or LARGEST_VOCABULARY
+    require(
+        not settings.needs_teacher or settings.top_k <= largest,
+        f"srpo.top_k={settings.top_k} is more ids than "
+        + (f"the {known} of {path}" if known else f"any model's vocabulary has (at most {largest})")
+        + ": lower it; the paper has 100",
+    )
+
+
+def _vocabulary_of(path: Any) -> int | None:
+    """Of a model in a folder here; None where its config.json does not say, which other checks look at."""
+    try:
+        found = json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, int) else None
