@@ -2,9 +2,11 @@
 
 import json
 import sys
+from threading import Event
 
 import hydra
 import ray
+from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from srpo_recipe import plugin
@@ -13,12 +15,28 @@ from srpo_recipe.run import cluster, folder, screen, stop
 from srpo_recipe.run.prepare import prepare
 from srpo_recipe.run.summary import summarise
 from srpo_recipe.settings.describe import describe
+from srpo_recipe.settings.overrides import explain
 from srpo_recipe.settings.rules import check
 from srpo_recipe.training.watch.driver import ended_clearly
 
+BEGUN = Event()
+
+
+def main() -> None:
+    """Compose the config and run. Where Hydra ends the command for an argument, what is wrong with it and the fix follow."""
+    try:
+        composed()
+    except SystemExit as ended:
+        if ended.code == 1 and not BEGUN.is_set():  # Hydra's own end, before a config was there
+            fault = explain(get_args_parser().parse_args().overrides)
+            sys.exit(f"Configuration error: {fault}" if fault else 1)
+        raise
+
 
 @hydra.main(config_path="pkg://srpo_recipe_config", config_name="srpo", version_base=None)
-def main(config: DictConfig) -> None:
+def composed(config: DictConfig) -> None:
+    """What is done with a config that Hydra has composed."""
+    BEGUN.set()
     plugin.assert_discovered()
     try:
         settings = check(config)
@@ -29,6 +47,8 @@ def main(config: DictConfig) -> None:
         prepare(config)
     except ValueError as error:
         sys.exit(f"Data error: {error}")
+    except folder.Refused as error:
+        sys.exit(f"Not started: {error}")
     try:
         with folder.taken(config) as start:
             run(config, start)

@@ -80,7 +80,7 @@ def test_arguments_stay_whole(script):
 def test_a_dry_run_refuses_what_the_run_would_refuse():
     text = launch("train.sh", "--dry-run", "srpo.alpha=2", status=1)
     assert "Configuration error: srpo.alpha=2.0 must lie in [0, 1]" in text
-    assert "Configuration error: Could not override 'srpo.alhpa'" in launch(
+    assert "Configuration error: there is no srpo.alhpa; did you mean srpo.alpha?" in launch(
         "train.sh", "--dry-run", "srpo.alhpa=1", status=1
     )
 

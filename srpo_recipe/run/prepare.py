@@ -1,6 +1,7 @@
 """What only the driver knows is filled into a run's config: paths, the run's folder and clock, embedded data."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import hydra
@@ -8,6 +9,8 @@ import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from srpo_recipe.records.training_rows import require_index
+from srpo_recipe.run import folder
+from srpo_recipe.settings.places import PATHS
 from srpo_recipe.settings.wire import wire
 
 PACKAGE = Path(__file__).parents[1]
@@ -17,22 +20,32 @@ def prepare(config: DictConfig) -> None:
     """Fill the config in, write embedded data, and look at the rows.
 
     Writes nothing into the run's folder: whether this run may have it is asked later (folder.py). Raises ValueError for rows
-    that verl's loader would take and that cannot be trained on.
+    that verl's loader would take and that cannot be trained on, folder.Refused where run.root cannot be written to.
     """
     fill(config)
+    _check_root(config.run.root)
     if config.task.get("generate"):
         hydra.utils.instantiate(config.task.generate)
     _check_rows(config.data)
+
+
+def _check_root(root: str) -> None:
+    try:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise folder.Refused(
+            f"nothing can be written to run.root={root} ({error.strerror}): set run.root to another folder"
+        ) from error
 
 
 def fill(config: DictConfig) -> None:
     """Fill in what only this process knows: paths inside the package, the run's folder and clock. Writes nothing."""
     with open_dict(config):
         # Absolute first: other processes, perhaps on other nodes, read the paths that are built from these.
-        config.run.root = str(Path(config.run.root).absolute())
-        config.run.dir = str(Path(config.run.dir).absolute())
-        config.run.stop_file = str(Path(config.run.stop_file).absolute())
-        config.trainer.default_local_dir = str(Path(config.trainer.default_local_dir).absolute())
+        for key in PATHS:
+            OmegaConf.update(config, key, str(Path(OmegaConf.select(config, key)).expanduser().absolute()))
         if os.environ.get("RAY_ADDRESS"):  # a cluster that runs has its resources
             config.ray_kwargs.ray_init.update(num_cpus=None, num_gpus=None)
         OmegaConf.resolve(config)

@@ -11,12 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """What `python -m srpo_recipe.main OVERRIDES` would run with, unresolved.
 
-    Raises ValueError, with Hydra's reason, for an unknown key or choice or a wrong type.
+    Raises ValueError for an argument that cannot be read and for an unknown key or choice, with the fix, and with Hydra's
+    reason for a wrong type.
     """
     from hydra import compose, initialize_config_module
     from hydra.errors import HydraException
 
     import srpo_recipe.settings.schema  # noqa: F401  (registers the schema of the section srpo)
+    from srpo_recipe.settings.overrides import explain
     from srpo_recipe.settings.run import overridden
 
     try:
@@ -26,7 +28,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
             return config
     except HydraException as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
-        raise ValueError(f"{error}{cause}") from error
+        raise ValueError(explain(overrides) or f"{error}{cause}") from error
 
 
 @cache

@@ -79,11 +79,11 @@ def one_of(*choices: Any) -> Kind:
 def near(name: str, known: Iterable[str]) -> str:
     """`; did you mean A or B?` for the known names that are nearly `name`, or nothing."""
     names = sorted(set(known))
-    close = get_close_matches(name, names, n=3, cutoff=0.75)
+    close = [other for other in names if other.endswith(f".{name}")] or get_close_matches(name, names, n=3, cutoff=0.75)
     last = name.rpartition(".")[2]
-    if not close and last:  # the right name in the wrong section
-        close = [other for other in names if other.rpartition(".")[2] == last][:3]
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    if not close:  # the right name in the wrong section
+        close = [other for other in names if other.rpartition(".")[2] == last]
+    return f"; did you mean {' or '.join(close[:3])}?" if close else ""
 
 
 def leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from srpo_recipe.settings.kinds import near
 from srpo_recipe.settings.refusals import CORRECTION, SECTIONS
 from srpo_recipe.settings.schema import SRPOConfig, TeacherConfig
 from srpo_recipe.verify.settings import ShapingConfig, VerifierConfig, require
@@ -19,7 +20,11 @@ def read(config: DictConfig) -> SRPOConfig:
         (config.srpo.verifier.shaping, ShapingConfig),
     ):
         unknown = sorted(set(section) - {known.name for known in fields(schema)})
-        require(not unknown, f"unknown srpo settings: {', '.join(unknown)}; known are the fields of {schema.__name__}")
+        names = [known.name for known in fields(schema)]
+        hint = near(unknown[0], names) if unknown else ""
+        require(
+            not unknown, f"unknown srpo settings: {', '.join(unknown)}; known are the fields of {schema.__name__}{hint}"
+        )
     settings = OmegaConf.to_object(config.srpo)
     assert isinstance(settings, SRPOConfig), "compose the config with the schema srpo/schema in its defaults list"
     return settings
