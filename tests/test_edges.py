@@ -26,6 +26,8 @@ TAKEN_BEFORE = {
     "method=grpo srpo.beta=2": "srpo.beta=2.0 has no effect here (srpo.route=grpo has no teacher): leave it at 1.0",
     "method=grpo srpo.alpha=0": "srpo.alpha=0.0 has no effect here",
     "method=grpo srpo.teacher.ema_rate=0.1": "srpo.teacher.ema_rate=0.1 has no effect here",
+    "method=grpo srpo.teacher.kind=frozen": "srpo.teacher.kind=frozen has no effect here",
+    "srpo.teacher.kind=frozen srpo.teacher.ema_rate=0.1": "(srpo.teacher.kind is frozen): leave it at 0.05",
     "method=grpo srpo.teacher.demonstration=first": "srpo.teacher.demonstration=first has no effect here",
     "method=grpo srpo.teacher.overflow=reroute": "srpo.teacher.overflow=reroute has no effect here",
     "method=grpo srpo.teacher.feedback=append": "srpo.teacher.feedback=append has no effect here",

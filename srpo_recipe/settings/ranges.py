@@ -77,8 +77,13 @@ RANGES: dict[str, Kind] = {
     "trainer.resume_mode": one_of("auto", "disable", "resume_path"),
 }
 
-# Of two types: two bounds as 0.5_2.0 where verl has a number (rules.py looks at them), lists of files where it has one.
-FREE = {"algorithm.rollout_correction.rollout_is_threshold", "data.train_files", "data.val_files"}
+# Of two types: two bounds as 0.5_2.0 where verl has a number (rules.py looks at them), and lists where verl has one text.
+FREE = {
+    "algorithm.rollout_correction.rollout_is_threshold",
+    "data.train_files",
+    "data.val_files",
+    f"{MODEL}.target_modules",
+}
 TYPED = ("algorithm", "data", "reward", "trainer", ACTOR, REF, ROLLOUT, MODEL)
 FIXES = {bool: "true or false", float: "a number", str: "a text, in quotes"}
 

@@ -16,12 +16,14 @@ MIX = ("srpo.mix",)
 DISTILLED = (
     "srpo.beta",
     "srpo.alpha",
+    "srpo.teacher.kind",
     "srpo.teacher.ema_rate",
     "srpo.teacher.demonstration",
     "srpo.teacher.template",
     "srpo.teacher.overflow",
     "srpo.teacher.feedback",
 )
+EMA = ("srpo.teacher.ema_rate",)
 FEEDBACK = ("srpo.teacher.feedback_template",)
 
 # No published model has more; asked where the model's own number is not at hand.
@@ -32,6 +34,8 @@ def check(config: DictConfig, settings: SRPOConfig) -> None:
     """Raise ValueError, with the fix, for a setting that nothing would read, or a method's name on another's route."""
     _without_effect(config, MIX, settings.route == "advantage_mix", "it is the weight of method=advantage_mix")
     _without_effect(config, DISTILLED, settings.needs_teacher, f"srpo.route={settings.route} has no teacher")
+    kind = settings.teacher.kind
+    _without_effect(config, EMA, kind == "ema", f"srpo.teacher.kind is {kind}")
     on = settings.teacher.feedback != "off"
     _without_effect(config, FEEDBACK, on, "srpo.teacher.feedback is off")
     _named_as_it_is(config, settings)
