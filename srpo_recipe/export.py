@@ -1,10 +1,11 @@
 """A trained checkpoint as a Hugging Face folder that transformers and vLLM load, bit for bit.
 
-    python -m srpo_recipe.export CHECKPOINT --weights student|teacher --out DIR
+    python -m srpo_recipe.export CHECKPOINT --weights student|teacher [--adapter] --out DIR
 
 CHECKPOINT is a run's folder, its `checkpoints` folder (both mean the latest step) or one `global_step_N`. verl's own merger
 (verl.model_merger) rounds every tensor to bfloat16 and looks for one model a step; here the weights keep the type in which
-they were trained, and the EMA teacher beside the student can be had as well.
+they were trained, and the EMA teacher beside the student can be had as well. Of a run with LoRA it is the base with the adapter
+multiplied out, or with --adapter the adapter alone, which peft and vLLM load beside its base.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import sys
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 
+from srpo_recipe.records import adapters
 from srpo_recipe.records.checkpoint import teacher_path
 from srpo_recipe.records.files import whole_folder
 
@@ -71,15 +74,12 @@ def shard_files(folder: Path) -> list[Path]:
 def merge(folder: Path) -> dict[str, torch.Tensor]:
     """The whole tensors of a sharded FSDP model, by name, in the type in which they were saved.
 
-    Raises ValueError when the shards do not make up the tensors, for what was saved as adapters only, and for layouts
-    other than FSDP's, plain or replicated over groups of ranks.
+    Raises ValueError when the shards do not make up the tensors, and for layouts other than FSDP's, plain or replicated over
+    groups of ranks.
     """
     import torch.distributed.tensor  # noqa: F401  (lets torch.load read sharded tensors without running pickled code)
 
     parts = [torch.load(file, map_location="cpu", mmap=True, weights_only=True) for file in shard_files(folder)]
-    adapters = [name for name in parts[0] if "lora_" in name]
-    if adapters:
-        raise ValueError(f"{folder} holds LoRA adapters ({adapters[0]}, ...): only full weights can be exported")
     return {name: _join(name, [part[name] for part in parts]) for name in parts[0]}
 
 
@@ -101,6 +101,72 @@ def _join(name: str, pieces: list) -> torch.Tensor:
     return whole
 
 
+def adapter_of(folder: Path) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], dict[str, int]]:
+    """The adapter of the student's or the teacher's folder, by layer, and its r and lora_alpha.
+
+    Raises ValueError for a checkpoint of full weights, and one that lacks the file with r and lora_alpha.
+    """
+    state = merge(folder)
+    if not adapters.is_adapted(state):
+        raise ValueError(f"{folder} holds full weights and no adapter: leave --adapter out")
+    meta = folder.parent / "actor" / adapters.META
+    if not meta.is_file():
+        raise ValueError(f"{meta} is missing, which has the adapter's rank and scale")
+    name = adapters.TEACHER if folder.name == "teacher" else adapters.STUDENT
+    return adapters.pairs(state, name), json.loads(meta.read_text())
+
+
+def whole_model(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a model without adapters: those in `folder`, or base and adapter together.
+
+    Raises ValueError as `merge` and `adapter_of` do, and where only adapters were saved.
+    """
+    state = merge(folder)
+    if not adapters.is_adapted(state):
+        return state
+    adapter, meta = adapter_of(folder)
+    base = state if folder.name == "actor" else merge(folder.parent / "actor")
+    if not any(".lora_" not in name for name in base):
+        raise ValueError(f"{folder} holds adapters alone (save_lora_only): export it with --adapter")
+    return adapters.multiplied_out(base, adapter, meta["lora_alpha"] / meta["r"])
+
+
+def export_adapter(folder: Path, out: Path) -> Path:
+    """Write the adapter in `folder` as peft saves it.
+
+    Raises FileExistsError when `out` holds anything, ValueError as `adapter_of`.
+    """
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    adapter, meta = adapter_of(folder)
+    actor = folder.parent / "actor"
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=meta["r"],
+        lora_alpha=meta["lora_alpha"],
+        target_modules=adapters.target_modules(adapter, merge(actor)),
+        base_model_name_or_path=_base(folder.parent),
+        inference_mode=True,
+    )
+    with whole_folder(out, frozenset()) as partial:
+        config.save_pretrained(str(partial))
+        state = {name: value.contiguous() for name, value in adapters.as_peft_saves(adapter).items()}
+        save_file(state, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        for file in (actor / "huggingface").iterdir():
+            if file.is_file() and file.name not in ("config.json", "generation_config.json"):
+                shutil.copy(file, partial / file.name)
+    return out
+
+
+def _base(step: Path) -> str | None:
+    """The base model that the run names, None where its config is not there."""
+    config = step.parent.parent / "config.yaml"
+    if not config.is_file():
+        return None
+    return OmegaConf.select(OmegaConf.load(config), "actor_rollout_ref.model.path")
+
+
 def export(folder: Path, out: Path, dtype: str = "stored") -> Path:
     """Write the sharded model in `folder` as a Hugging Face folder `out`, which appears whole or not at all.
 
@@ -114,7 +180,7 @@ def export(folder: Path, out: Path, dtype: str = "stored") -> Path:
         source = folder.parent / "actor" / "huggingface"
     with whole_folder(out, frozenset()) as partial:
         config = transformers.AutoConfig.from_pretrained(source)
-        state = merge(folder)
+        state = whole_model(folder)
         if dtype != "stored":
             state = {name: value.to(getattr(torch, dtype)) for name, value in state.items()}
         stored = next(value.dtype for value in state.values() if value.is_floating_point())
@@ -145,12 +211,16 @@ def main() -> None:
         "checkpoint", type=Path, help="a run's folder, its checkpoints folder, or a global_step_N in it"
     )
     parser.add_argument("--weights", choices=WEIGHTS, default="student", help="default: student")
+    parser.add_argument(
+        "--adapter", action="store_true", help="of a run with LoRA: the adapter alone, for peft and vLLM"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="stored", help="default: as trained, float32 master weights")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     args = parser.parse_args()
     try:
         folder = find_weights(args.checkpoint, args.weights)
-        print(f"{args.weights} of {folder.parent} -> {export(folder, args.out, args.dtype)}")
+        written = export_adapter(folder, args.out) if args.adapter else export(folder, args.out, args.dtype)
+        print(f"{args.weights} of {folder.parent} -> {written}")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

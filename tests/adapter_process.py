@@ -16,8 +16,9 @@ from engine_rows import CASES
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from srpo_recipe.records import checkpoint
+from srpo_recipe.records.adapters import STUDENT, TEACHER
 from srpo_recipe.settings.schema import TeacherConfig
-from srpo_recipe.training.adapters import MODEL_TYPE, STUDENT, TEACHER
+from srpo_recipe.training.adapters import MODEL_TYPE
 
 RANK, ALPHA = 4, 12
 

@@ -4,9 +4,14 @@ torchrun groups run tests/adapter_process.py side by side; the tests compare wha
 base and adapters multiply out to.
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 from test_engine import TIMEOUT, WORLDS, finish, largest_error, start, write_model
+
+from srpo_recipe import export
+from srpo_recipe.records.adapters import multiplied_out, pairs, target_modules
 
 pytestmark = pytest.mark.timeout(TIMEOUT + 60)
 RATE = 0.05
@@ -69,6 +74,49 @@ def test_both_adapters_survive_a_checkpoint(runs, world):
     found = runs[world]
     for name, value in found["end"].items():
         assert torch.equal(found["loaded"][name], value), name
+
+
+@pytest.mark.parametrize("weights", export.WEIGHTS)
+@pytest.mark.parametrize("world", WORLDS)
+def test_an_exported_adapter_and_the_exported_model_say_the_same(runs, tmp_path, world, weights):
+    """In plain peft and in plain transformers."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    step = Path(runs[world]["actor_path"]).parent
+    folder = export.find_weights(step, weights)
+    merged = AutoModelForCausalLM.from_pretrained(export.export(folder, tmp_path / "merged"))
+    base = AutoModelForCausalLM.from_pretrained(step.parents[1] / "qwen3", dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, export.export_adapter(folder, tmp_path / "adapter"))
+    ids = torch.arange(4, 40).unsqueeze(0)
+    with torch.no_grad(), adapted.disable_adapter():
+        plain = adapted(ids).logits
+    with torch.no_grad():
+        found, expected = adapted(ids).logits, merged(ids).logits
+    assert torch.allclose(found, expected, atol=1e-4) and not torch.allclose(found, plain, atol=1e-2)
+    assert adapted.peft_config["default"].target_modules == {
+        *"q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+    }
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "adapter")) > 5
+    name = {"student": "default", "teacher": "teacher"}[weights]
+    for layer, (_, b) in export.adapter_of(folder)[0].items():
+        assert torch.equal(b, runs[world]["end"][f"{layer}.lora_B.{name}.weight"])
+
+
+def test_an_adapter_is_not_exported_of_full_weights(tmp_path):
+    with pytest.raises(ValueError, match="the adapter of q_proj has no B"):
+        pairs({"q_proj.lora_A.default.weight": torch.ones(2)}, "default")
+    with pytest.raises(ValueError, match="is no part of plain LoRA"):
+        pairs({"q_proj.lora_magnitude_vector.default.weight": torch.ones(2)}, "default")
+    ab = torch.ones(1, 2), torch.ones(2, 1)
+    with pytest.raises(ValueError, match="has no layer k_proj"):
+        multiplied_out({"q_proj.base_layer.weight": torch.ones(2, 2)}, {"k_proj": ab}, 1.0)
+
+
+def test_layers_are_named_whole_where_not_all_of_a_name_have_an_adapter():
+    base = {f"base_model.model.l.{n}.q_proj.{'base_layer.' * (n == 1)}weight": None for n in range(2)}
+    assert target_modules({"base_model.model.l.1.q_proj": None}, base) == ["l.1.q_proj"]
+    assert target_modules({f"base_model.model.l.{n}.q_proj": None for n in range(2)}, base) == ["q_proj"]
 
 
 def test_one_and_two_ranks_agree(runs):

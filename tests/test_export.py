@@ -165,9 +165,23 @@ def saved(tmp_path: Path, state: dict) -> Path:
     return actor
 
 
-def test_adapters_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="LoRA adapters .*only full weights"):
-        export.merge(saved(tmp_path, {"model.q_proj.lora_A.weight": torch.ones(2)}))
+def test_an_adapter_without_its_rank_and_scale_is_refused(tmp_path):
+    folder = saved(tmp_path, {"model.q_proj.lora_A.default.weight": torch.ones(2)})
+    with pytest.raises(ValueError, match="lora_train_meta.json is missing, which has the adapter's rank and scale"):
+        export.export(folder, tmp_path / "out")
+
+
+def test_adapters_alone_are_not_a_model(tmp_path):
+    state = {f"model.q_proj.lora_{part}.default.weight": torch.ones(1, 1) for part in "AB"}
+    folder = saved(tmp_path, state)
+    (folder / "lora_train_meta.json").write_text('{"r": 1, "lora_alpha": 1}')
+    with pytest.raises(ValueError, match="holds adapters alone .save_lora_only.: export it with --adapter"):
+        export.whole_model(folder)
+
+
+def test_full_weights_are_no_adapter(tmp_path):
+    with pytest.raises(ValueError, match="holds full weights and no adapter: leave --adapter out"):
+        export.export_adapter(saved(tmp_path, {"model.norm.weight": torch.ones(2)}), tmp_path / "out")
 
 
 def test_a_full_folder_is_refused_before_anything_is_read(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from srpo_recipe import export
+from srpo_recipe.records import adapters
 from srpo_recipe.records.files import sha256
 
 # Of a repository on the hub: weights, configuration, tokenizer, chat template.
@@ -29,7 +30,10 @@ class Model:
         """The files that make up the model, in a fixed order."""
         if self.weights is None:
             return sorted(file for file in self.folder.iterdir() if file.is_file() and not file.name.startswith("."))
-        return [*export.shard_files(self.folder), *sorted((self.folder / "huggingface").glob("*.*"))]
+        base = self.folder.parent / "actor"
+        adapted = self.weights == "teacher" and (base / adapters.META).is_file()
+        shards = [*export.shard_files(self.folder), *(export.shard_files(base) if adapted else [])]
+        return [*shards, *sorted((self.folder / "huggingface").glob("*.*"))]
 
     def sha256(self) -> str:
         """One digest over the names and contents of the files."""

@@ -4,7 +4,7 @@ The self-teacher's adapter is the EMA of the student's, A and B each. That is no
 weights has no adapter of the same rank. No second model is built, and the base exists once.
 """
 
-import re
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -16,13 +16,13 @@ from tensordict import TensorDict
 from torch import Tensor
 from verl.workers.engine.base import EngineRegistry
 
-from srpo_recipe.records.files import whole_file
+from srpo_recipe.records.adapters import STUDENT, TEACHER, names_of
+from srpo_recipe.records.files import whole_file, write_whole
 from srpo_recipe.training.engine import RoutedEngine
 from srpo_recipe.training.output_layer import AfterHead
 
 # Key of AdapterEngine in verl's engine registry.
 MODEL_TYPE = "srpo_language_model_with_adapters"
-STUDENT, TEACHER = "default", "teacher"  # verl's name, which is peft's, and ours
 
 
 @EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp2"], device=["cuda", "npu", "cpu"])
@@ -74,6 +74,9 @@ class AdapterEngine(RoutedEngine):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial:
             torch.save({name: parameter.detach() for name, parameter in _of(self.module, TEACHER)}, partial)
+        if self.rank == 0:  # as verl writes it beside the actor's
+            layout = {"FSDP_version": 2, "world_size": torch.distributed.get_world_size()}
+            write_whole(path.parent / "fsdp_config.json", json.dumps(layout))
         torch.distributed.barrier()
 
     @torch.no_grad()
@@ -105,8 +108,8 @@ class AdapterEngine(RoutedEngine):
 
 def _of(module: torch.nn.Module, adapter: str) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """The parameters of an adapter by name, in the order of the module."""
-    pattern = re.compile(rf"\.lora_\w+\.{adapter}(\.|$)")
-    return ((name, parameter) for name, parameter in module.named_parameters() if pattern.search(name))
+    parameters = dict(module.named_parameters())
+    return ((name, parameters[name]) for name in names_of(parameters, adapter))
 
 
 @contextmanager
