@@ -168,7 +168,7 @@ def saved(tmp_path: Path, state: dict) -> Path:
 def test_an_adapter_without_its_rank_and_scale_is_refused(tmp_path):
     folder = saved(tmp_path, {"model.q_proj.lora_A.default.weight": torch.ones(2)})
     with pytest.raises(ValueError, match="lora_train_meta.json is missing, which has the adapter's rank and scale"):
-        export.export(folder, tmp_path / "out")
+        export.whole_model(folder)
 
 
 def test_adapters_alone_are_not_a_model(tmp_path):
