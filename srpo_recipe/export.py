@@ -14,13 +14,14 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
-from srpo_recipe.records import adapters
-from srpo_recipe.records.checkpoint import teacher_path
+from srpo_recipe.records import adapters, checkpoint, manifest
 from srpo_recipe.records.files import whole_folder
+from srpo_recipe.records.shards import merge, shard_files
 
 WEIGHTS = ("student", "teacher")
 DTYPES = ("stored", "float32", "bfloat16", "float16")
@@ -30,28 +31,41 @@ def latest_step(path: Path) -> Path | None:
     """The folder global_step_N that `path` is or holds, or None where there is none.
 
     path: the step's folder, a `checkpoints` folder, or the folder of a run. Of several steps it is the one that
-    verl's latest_checkpointed_iteration.txt names, since a later one may be half-written.
+    verl's latest_checkpointed_iteration.txt names, since a later one may be half-written. Raises ValueError where that file
+    names no step.
     """
     if re.fullmatch(r"global_step_\d+", path.name):
         return path if path.is_dir() else None
     for folder in (path, path / "checkpoints"):
-        tracker = folder / "latest_checkpointed_iteration.txt"
-        if tracker.is_file():
-            return folder / f"global_step_{int(tracker.read_text())}"
+        if (step := checkpoint.pointer(folder)) is not None:
+            return checkpoint.step_folder(folder, step)
     return None
 
 
 def find_weights(path: Path, weights: str) -> Path:
     """The folder with the shards of the student or of the teacher.
 
-    path: as for `latest_step`. Raises FileNotFoundError with the fix where they are not.
+    path: as for `latest_step`. Raises FileNotFoundError with the fix where they are not, ValueError for a damaged checkpoint.
     """
-    step = latest_step(path)
+    try:
+        step = latest_step(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: name the global_step_N folder that is meant") from error
     if step is None:
         raise FileNotFoundError(
             f"{path} is no checkpoint: name a global_step_N folder, or a run's folder with checkpoints in it"
         )
-    folder = Path(teacher_path(str(step / "actor"))) if weights == "teacher" else step / "actor"
+    if not step.is_dir():
+        kept = checkpoint.steps(step.parent)
+        raise FileNotFoundError(
+            f"{step} is not there"
+            + (
+                f", and {checkpoint.TRACKER} names it: name one of the steps {kept}"
+                if kept
+                else ": its run has no other step"
+            )
+        )
+    folder = Path(checkpoint.teacher_path(str(step / "actor"))) if weights == "teacher" else step / "actor"
     if not (folder / "fsdp_config.json").is_file():
         kept = sorted(file.parent.name for file in step.glob("*/fsdp_config.json"))
         raise FileNotFoundError(
@@ -59,46 +73,6 @@ def find_weights(path: Path, weights: str) -> Path:
             + (f", only: {', '.join(kept)}" if kept else "; a later step may have replaced it")
         )
     return folder
-
-
-def shard_files(folder: Path) -> list[Path]:
-    """The shards of a model in the order of the ranks. Raises FileNotFoundError when one is missing."""
-    ranks = json.loads((folder / "fsdp_config.json").read_text())["world_size"]
-    files = [folder / f"model_world_size_{ranks}_rank_{rank}.pt" for rank in range(ranks)]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: copy the shards of all {ranks} ranks there")
-    return files
-
-
-def merge(folder: Path) -> dict[str, torch.Tensor]:
-    """The whole tensors of a sharded FSDP model, by name, in the type in which they were saved.
-
-    Raises ValueError when the shards do not make up the tensors, and for layouts other than FSDP's, plain or replicated over
-    groups of ranks.
-    """
-    import torch.distributed.tensor  # noqa: F401  (lets torch.load read sharded tensors without running pickled code)
-
-    parts = [torch.load(file, map_location="cpu", mmap=True, weights_only=True) for file in shard_files(folder)]
-    return {name: _join(name, [part[name] for part in parts]) for name in parts[0]}
-
-
-def _join(name: str, pieces: list) -> torch.Tensor:
-    """One tensor from its pieces on all ranks."""
-    first = pieces[0]
-    if not hasattr(first, "placements"):  # replicated: FSDP keeps buffers and what it does not wrap as they are
-        if not all(torch.equal(first, piece) for piece in pieces):
-            raise ValueError(f"{name} is not sharded, but differs between the ranks: the checkpoint is damaged")
-        return first
-    *outer, inner = first.placements
-    if not inner.is_shard() or not all(placement.is_replicate() for placement in outer):
-        raise ValueError(f"{name} is laid out as {first.placements}; only FSDP's sharding of one dimension is known")
-    # With several groups of replicas the ranks of a group follow one another, so the first group is enough.
-    group = pieces[: first.device_mesh.size(first.device_mesh.ndim - 1)]
-    whole = torch.cat([piece.to_local() for piece in group], dim=inner.dim)
-    if whole.shape != first.shape:
-        raise ValueError(f"the shards of {name} make up {tuple(whole.shape)}, not {tuple(first.shape)}")
-    return whole
 
 
 def adapter_of(folder: Path) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], dict[str, int]]:
@@ -113,7 +87,13 @@ def adapter_of(folder: Path) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor
     if not meta.is_file():
         raise ValueError(f"{meta} is missing, which has the adapter's rank and scale")
     name = adapters.TEACHER if folder.name == "teacher" else adapters.STUDENT
-    return adapters.pairs(state, name), json.loads(meta.read_text())
+    try:
+        scale = json.loads(meta.read_text(encoding="utf-8"))
+        known = {key: scale[key] for key in ("r", "lora_alpha")}
+        known["lora_alpha"] / known["r"]
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{meta} does not say the adapter's rank and scale (r, lora_alpha): it is damaged") from error
+    return adapters.pairs(state, name), known
 
 
 def whole_model(folder: Path) -> dict[str, torch.Tensor]:
@@ -153,7 +133,7 @@ def export_adapter(folder: Path, out: Path) -> Path:
         config.save_pretrained(str(partial))
         state = {name: value.contiguous() for name, value in adapters.as_peft_saves(adapter).items()}
         save_file(state, partial / "adapter_model.safetensors", metadata={"format": "pt"})
-        for file in (actor / "huggingface").iterdir():
+        for file in _source(folder).iterdir():
             if file.is_file() and file.name not in ("config.json", "generation_config.json"):
                 shutil.copy(file, partial / file.name)
     return out
@@ -170,31 +150,63 @@ def _base(step: Path) -> str | None:
 def export(folder: Path, out: Path, dtype: str = "stored") -> Path:
     """Write the sharded model in `folder` as a Hugging Face folder `out`, which appears whole or not at all.
 
-    dtype: one of DTYPES. Raises FileExistsError when `out` holds anything, ValueError as `merge` does and when the
-    weights are not those of the architecture that the checkpoint's config names.
+    dtype: one of DTYPES. Raises FileExistsError when `out` holds anything, FileNotFoundError where the checkpoint has no
+    config, and ValueError as `merge` does, for damaged files and when the weights are not those of that config.
     """
-    import transformers
-
-    source = folder / "huggingface"
-    if not (source / "config.json").is_file():
-        source = folder.parent / "actor" / "huggingface"
     with whole_folder(out, frozenset()) as partial:
-        config = transformers.AutoConfig.from_pretrained(source)
+        source = _source(folder)
+        config, known = _architecture(source / "config.json")
+        files = [str(file) for file in shard_files(folder)]
+        if damaged := [fault for fault in manifest.damage(folder.parent) if any(file in fault for file in files)]:
+            raise ValueError(f"{damaged[0]}: take another checkpoint")
         state = whole_model(folder)
         if dtype != "stored":
             state = {name: value.to(getattr(torch, dtype)) for name, value in state.items()}
         stored = next(value.dtype for value in state.values() if value.is_floating_point())
         with torch.device("meta"):
-            model = getattr(transformers, config.architectures[0])._from_config(config, dtype=stored)
-        wrong = sorted(set(model.state_dict()) ^ set(state))
-        if wrong:
-            raise ValueError(f"the weights in {folder} are not those of a {config.architectures[0]}: {wrong[:5]}")
+            model = known._from_config(config, dtype=stored)
+        _fits(folder, model, state)
         _drop_tied(state, model)
         model.save_pretrained(partial, state_dict=state)
         for file in source.iterdir():  # tokenizer, chat template, generation config: as they are
             if file.is_file() and file.name != "config.json":
                 shutil.copy(file, partial / file.name)
     return out
+
+
+def _source(folder: Path) -> Path:
+    """The folder with the model's config and tokenizer."""
+    places = (folder / "huggingface", folder.parent / "actor" / "huggingface")
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    raise FileNotFoundError(
+        f"{places[0] / 'config.json'} is not there, which says what the weights are: copy the folder huggingface there, from "
+        "another checkpoint of the run or from the model that it began with"
+    )
+
+
+def _architecture(file: Path) -> tuple[Any, Any]:
+    """(a model's config, its class in transformers)."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(file.parent)
+        return config, getattr(transformers, config.architectures[0])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{file} names no model that transformers {transformers.__version__} has: {reason}") from error
+
+
+def _fits(folder: Path, model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if wrong := sorted(set(shapes) ^ set(state)):
+        raise ValueError(f"the weights in {folder} are not those of a {type(model).__name__}: {wrong[:5]}")
+    for name, shape in shapes.items():
+        if shape != tuple(state[name].shape):
+            raise ValueError(
+                f"the weights in {folder} do not fit their config.json: {name} is {tuple(state[name].shape)}, and {shape} there"
+            )
 
 
 def _drop_tied(state: dict[str, torch.Tensor], model: torch.nn.Module) -> None:

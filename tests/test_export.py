@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from srpo_recipe import export
+from srpo_recipe.records.shards import shard_files
 
 HERE = Path(__file__).parent
 WORLDS = (1, 2)
@@ -90,7 +91,7 @@ def test_a_damaged_checkpoint_is_refused_and_leaves_nothing(runs, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(runs / "tied_2", copy)
     actor = export.find_weights(copy, "student")
-    first, second = export.shard_files(actor)
+    first, second = shard_files(actor)
     shutil.copy(first, second)
     with pytest.raises(ValueError, match="make up"):
         export.export(actor, tmp_path / "out")
@@ -197,3 +198,125 @@ def test_the_command_ends_with_the_fix(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["export", str(tmp_path), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="error: .* is no checkpoint"):
         export.main()
+
+
+# ------------------------------------------------------------------------------------------------- damaged checkpoints
+
+
+@pytest.fixture
+def whole(tmp_path) -> Path:
+    """A run with one whole checkpoint of one rank, of plain tensors."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=8, tie_word_embeddings=True, architectures=["Qwen3ForCausalLM"],
+    )  # fmt: skip
+    checkpoints = tmp_path / "run" / "checkpoints"
+    actor = saved(checkpoints, Qwen3ForCausalLM(config).state_dict())
+    config.save_pretrained(actor / "huggingface")
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text("1")
+    return tmp_path / "run"
+
+
+def shard(run: Path) -> Path:
+    return run / "checkpoints/global_step_1/actor/model_world_size_1_rank_0.pt"
+
+
+def rewrite(file: Path, **changes) -> None:
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, **changes}))
+
+
+def truncate(run: Path) -> None:
+    shard(run).write_bytes(shard(run).read_bytes()[:-100])
+
+
+def settings(run: Path) -> Path:
+    return shard(run).with_name("fsdp_config.json")
+
+
+def config(run: Path) -> Path:
+    return shard(run).parent / "huggingface" / "config.json"
+
+
+def tracker(run: Path) -> Path:
+    return run / "checkpoints" / "latest_checkpointed_iteration.txt"
+
+
+class Trap:
+    def __reduce__(self):
+        return Path.touch, (Path("trapped"),)
+
+
+def trap(run: Path) -> None:
+    import pickle
+
+    shard(run).write_bytes(pickle.dumps(Trap()))
+
+
+# what is done to the run, what the message says. Each ended in a traceback, but for the last but one, which wrote a model that
+# nothing loads.
+DAMAGE = {
+    "a truncated shard": (truncate, "rank_0.pt is "),
+    "an empty shard": (lambda run: shard(run).write_bytes(b""), "rank_0.pt is "),
+    "a text for a shard": (lambda run: shard(run).write_text("weights"), "rank_0.pt is "),
+    "a pickle for a shard": (trap, "rank_0.pt is "),
+    "a list in a shard": (lambda run: torch.save([1, 2], shard(run)), "rank_0.pt holds no tensors by name"),
+    "numbers in a shard": (lambda run: torch.save({"a": 1}, shard(run)), "rank_0.pt holds no tensors by name"),
+    "nothing in a shard": (lambda run: torch.save({}, shard(run)), "rank_0.pt holds no tensors by name"),
+    "no number of ranks": (lambda run: settings(run).write_text("{}"), "does not say how many ranks"),
+    "no JSON": (lambda run: settings(run).write_text("{"), "does not say how many ranks"),
+    "a list for settings": (lambda run: settings(run).write_text("[1]"), "does not say how many ranks"),
+    "no rank": (lambda run: rewrite(settings(run), world_size=0), "says that 0 ranks wrote the model"),
+    "ranks as text": (lambda run: rewrite(settings(run), world_size="1"), "says that '1' ranks wrote the model"),
+    "ranks that are not there": (lambda run: rewrite(settings(run), world_size=64), "lacks .* and 61 more"),
+    "an empty tracker": (lambda run: tracker(run).write_text(""), "iteration.txt is empty: name the global_step_N folder"),
+    "a text in the tracker": (lambda run: tracker(run).write_text("last"), "names no step: it holds 'last': name the"),
+    "a step that is gone": (lambda run: tracker(run).write_text("9"), r"global_step_9 is not there.*steps \[1\]"),
+    "no folder huggingface": (lambda run: shutil.rmtree(config(run).parent), "copy the folder huggingface there"),
+    "no config": (lambda run: config(run).unlink(), "copy the folder huggingface there"),
+    "a list for a config": (lambda run: config(run).write_text("[]"), "config.json names no model"),
+    "a config that is no JSON": (lambda run: config(run).write_text("{"), "config.json names no model"),
+    "an unknown type": (lambda run: rewrite(config(run), model_type="own"), "config.json names no model"),
+    "an unknown architecture": (lambda run: rewrite(config(run), architectures=["Own"]), "config.json names no model"),
+    "no architecture": (lambda run: rewrite(config(run), architectures=None), "config.json names no model"),
+    "a config of another size": (lambda run: rewrite(config(run), vocab_size=30), "embed_tokens.weight is .20, 8., and .30, 8."),
+    "a config of other layers": (lambda run: rewrite(config(run), num_hidden_layers=2, layer_types=None), "are not those of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_what_is_damaged_is_named_and_nothing_is_written(whole, tmp_path, case, monkeypatch, capsys):
+    damage, says = DAMAGE[case]
+    damage(whole)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["export", str(whole), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=f"(?s)^error: .*{says}") as ended:
+        export.main()
+    assert str(whole) in str(ended.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_file_of_other_bytes_than_the_manifest_has_is_refused(whole, tmp_path):
+    from srpo_recipe.records import manifest
+
+    manifest.seal(whole / "checkpoints" / "global_step_1", 1)
+    content = bytearray(shard(whole).read_bytes())
+    content[len(content) // 2] ^= 1
+    shard(whole).write_bytes(content)
+    with pytest.raises(ValueError, match="rank_0.pt has other bytes than were written: take another checkpoint"):
+        export.export(shard(whole).parent, tmp_path / "out")
+
+
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_exported_files_have_the_mode_of_new_files(whole, tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        out = export.export(export.find_weights(whole, "student"), tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in out.iterdir()} == {
+        path.name: oct(mode) for path in out.iterdir()
+    }
+    assert (out / "model.safetensors").is_file()

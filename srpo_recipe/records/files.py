@@ -106,6 +106,7 @@ def whole_folder(folder: Path, may_replace: frozenset[str]) -> Iterator[Path]:
     try:
         partial.mkdir()
         yield partial
+        _readable(partial)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
@@ -116,6 +117,15 @@ def whole_folder(folder: Path, may_replace: frozenset[str]) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _readable(folder: Path) -> None:
+    """Give every file the mode that a new one has; safetensors makes its own for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~mask)
 
 
 def sha256(path: Path) -> str:
