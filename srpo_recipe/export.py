@@ -56,12 +56,12 @@ def find_weights(path: Path, weights: str) -> Path:
             f"{path} is no checkpoint: name a global_step_N folder, or a run's folder with checkpoints in it"
         )
     if not step.is_dir():
-        kept = checkpoint.steps(step.parent)
+        others = checkpoint.steps(step.parent)
         raise FileNotFoundError(
             f"{step} is not there"
             + (
-                f", and {checkpoint.TRACKER} names it: name one of the steps {kept}"
-                if kept
+                f", and {checkpoint.TRACKER} names it: name one of the steps {others}"
+                if others
                 else ": its run has no other step"
             )
         )
@@ -154,12 +154,12 @@ def export(folder: Path, out: Path, dtype: str = "stored") -> Path:
     config, and ValueError as `merge` does, for damaged files and when the weights are not those of that config.
     """
     with whole_folder(out, frozenset()) as partial:
-        source = _source(folder)
-        config, known = _architecture(source / "config.json")
         files = [str(file) for file in shard_files(folder)]
         if damaged := [fault for fault in manifest.damage(folder.parent) if any(file in fault for file in files)]:
             raise ValueError(f"{damaged[0]}: take another checkpoint")
         state = whole_model(folder)
+        source = _source(folder)
+        config, known = _architecture(source / "config.json")
         if dtype != "stored":
             state = {name: value.to(getattr(torch, dtype)) for name, value in state.items()}
         stored = next(value.dtype for value in state.values() if value.is_floating_point())
