@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 from omegaconf import OmegaConf
 
-from srpo_recipe.plan import memory
+from srpo_recipe.plan import weights
 from srpo_recipe.plan.architecture import describe_model
 from srpo_recipe.plan.device import Device
 from srpo_recipe.plan.memory import GIB
@@ -87,7 +87,7 @@ def test_the_token_budgets_hold_the_longest_sequence(hardware):
 def test_one_gpu_keeps_the_weights_on_the_host_and_the_planner_says_why():
     setup = from_config(composed("gpu1", "qwen3_8b", "srpo"))
     assert setup.offload_policy and setup.teacher_offload_policy
-    assert 150 * GIB < memory.host_bytes(architecture("Qwen/Qwen3-8B"), setup) < 200 * GIB
+    assert 150 * GIB < weights.host_bytes(architecture("Qwen/Qwen3-8B"), setup) < 200 * GIB
     keys = [f"actor_rollout_ref.{name}.fsdp_config.offload_policy" for name in ("actor", "ref")]
     for model in ("qwen3_4b", "qwen3_8b"):
         found = planned("gpu1", model, "srpo", *(f"{key}=false" for key in keys))

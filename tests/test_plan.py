@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from srpo_recipe.plan import memory
+from srpo_recipe.plan import memory, rollout, weights
 from srpo_recipe.plan.__main__ import main
 from srpo_recipe.plan.architecture import Architecture, describe_model
 from srpo_recipe.plan.device import Device
@@ -118,7 +118,7 @@ def test_shards_of_weights_teacher_gradients_and_moments():
         2 * shard,
     ]
     assert memory.loss_phase(arch, replace(setup, teacher=False))["teacher"] == 0
-    assert memory.checkpoint_bytes(arch, setup) == 16 * arch.parameters
+    assert weights.checkpoint_bytes(arch, setup) == 16 * arch.parameters
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_what_is_offloaded_leaves_the_device_for_the_host(key, value, moved):
     other = from_config(compose_config([*BIG, f"actor_rollout_ref.{key}={value}"]))
     before, after = memory.loss_phase(arch, setup), memory.loss_phase(arch, other)
     assert {name for name in before if before[name] and not after[name]} == moved
-    assert memory.host_bytes(arch, other) > memory.host_bytes(arch, setup)
+    assert weights.host_bytes(arch, other) > weights.host_bytes(arch, setup)
 
 
 def test_verls_own_offload_frees_the_rollout_but_not_the_update():
@@ -221,13 +221,13 @@ def test_the_step_in_forward_passes():
 
 def test_tokens_in_flight():
     arch, setup = eight()
-    per_token = memory.kv_bytes_per_token(arch, setup)
+    per_token = rollout.kv_bytes_per_token(arch, setup)
     assert per_token == 2 * 36 * 8 * 128 * 2
     found = in_flight(setup, 100 * 10_240 * per_token, per_token)
     assert found["rollouts an engine"] == 32 and found["longest rollouts that fit"] == pytest.approx(100)
     wide = replace(setup, tensor_parallel=4)
     assert in_flight(wide, 1.0, 1.0)["rollouts an engine"] == 128
-    assert memory.kv_bytes_per_token(arch, wide) == per_token / 4
+    assert rollout.kv_bytes_per_token(arch, wide) == per_token / 4
 
 
 # -------------------------------------------------------------------------------------------------------- the command

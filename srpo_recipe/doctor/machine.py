@@ -90,7 +90,7 @@ def planned(case: Case):
 def host_memory(case: Case) -> Answer:
     """Available memory of this machine against loading, and what is offloaded to it."""
     from srpo_recipe.plan.device import host_memory as memory_of
-    from srpo_recipe.plan.memory import host_bytes
+    from srpo_recipe.plan.weights import host_bytes
 
     arch, setup = planned(case)
     needed = host_bytes(arch, setup)

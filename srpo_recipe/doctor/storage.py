@@ -6,7 +6,8 @@ from pathlib import Path
 
 from srpo_recipe.doctor.check import FAIL, WARN, Answer, Case, ok
 from srpo_recipe.doctor.machine import planned
-from srpo_recipe.plan.memory import GIB, checkpoint_bytes
+from srpo_recipe.plan.memory import GIB
+from srpo_recipe.plan.weights import checkpoint_bytes
 
 
 def existing(folder: str) -> Path:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from srpo_recipe.plan import memory, step
+from srpo_recipe.plan import memory, rollout, step
 from srpo_recipe.plan.architecture import Architecture
 from srpo_recipe.plan.device import Device
 from srpo_recipe.plan.memory import GIB
@@ -26,7 +26,7 @@ def problems(
         if total > device.bytes and (fix := _fix(arch, setup, device, name)) not in fixes:
             fixes.add(fix)
             yield f"{total / GIB:.1f} GiB in the phase '{name}', on a device of {device.bytes / GIB:.1f}: {fix}"
-    if kv_bytes < length * memory.kv_bytes_per_token(arch, setup):
+    if kv_bytes < length * rollout.kv_bytes_per_token(arch, setup):
         yield (
             f"vLLM's cache of {kv_bytes / GIB:.1f} GiB does not hold one rollout of {length} tokens: "
             f"{_rollout_fix(arch, setup, device)}"
@@ -50,8 +50,8 @@ def _rollout_fix(arch: Architecture, setup: Setup, device: Device) -> str:
     prefix = "actor_rollout_ref.rollout"
     for ranks in (size for size in (1, 2, 4, 8) if setup.tensor_parallel <= size <= setup.per_node):
         other = replace(setup, tensor_parallel=ranks)
-        cache = 4 * setup.length * memory.kv_bytes_per_token(arch, other)
-        if cache + sum(memory.vllm(arch, other, 0).values()) > min(share, setup.utilization) * device.bytes:
+        cache = 4 * setup.length * rollout.kv_bytes_per_token(arch, other)
+        if cache + sum(rollout.vllm(arch, other, 0).values()) > min(share, setup.utilization) * device.bytes:
             continue
         wanted = [] if ranks == setup.tensor_parallel else [f"{prefix}.tensor_model_parallel_size={ranks}"]
         wanted += [] if setup.utilization <= share else [f"{prefix}.gpu_memory_utilization={share}"]

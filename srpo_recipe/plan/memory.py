@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from srpo_recipe.plan.architecture import Architecture
+from srpo_recipe.plan.rollout import vllm
 from srpo_recipe.plan.setup import Setup
+from srpo_recipe.plan.weights import adapter_layer, second_model, stored, trained
 
 GIB = 2**30
 FP32 = 4
@@ -72,18 +74,20 @@ def gathered(arch: Architecture, setup: Setup) -> float:
     And the buffer in which ranks sum the gradient, which lives on until the next unit's. Most is there when the MLP begins: of
     the gradient there is the down projection's alone.
     """
-    gradient = arch.intermediate * arch.hidden * setup.width
-    return arch.layer * (setup.width + arriving(setup, backward=True) + setup.reduce_width) + gradient
+    there = arch.layer * (setup.width + arriving(setup, backward=True))
+    if setup.lora_rank:  # the base has no gradient
+        return there + adapter_layer(arch, setup) * (setup.width + setup.reduce_width)
+    return there + arch.layer * setup.reduce_width + arch.intermediate * arch.hidden * setup.width
 
 
 def resident(arch: Architecture, setup: Setup, training: bool) -> Items:
     """What stays on the device through a phase; `training`: the actor is in its own pass."""
-    shard = FP32 * arch.parameters / setup.shards
+    weights, moments, teacher = (FP32 * count(arch, setup) / setup.shards for count in (stored, trained, second_model))
     own = not setup.offload_policy
     return {
-        "weights": shard if own and (training or not setup.param_offload) else 0,
-        "optimiser": 2 * shard if own and (training or not setup.optimizer_offload) else 0,
-        "teacher": shard if setup.teacher and not (setup.teacher_offload_policy or setup.teacher_param_offload) else 0,
+        "weights": weights if own and (training or not setup.param_offload) else 0,
+        "optimiser": 2 * moments if own and (training or not setup.optimizer_offload) else 0,
+        "teacher": 0 if setup.teacher_offload_policy or setup.teacher_param_offload else teacher,
     }
 
 
@@ -104,7 +108,7 @@ def loss_phase(arch: Architecture, setup: Setup) -> Items:
     tokens = setup.update_tokens
     kept, _ = activations(arch, setup, tokens)
     logits = setup.update_logits * arch.vocabulary * setup.width
-    summing = arch.head * (2 * setup.width + setup.reduce_width * (1 + 1 / setup.shards))
+    summing = arch.head * (2 * setup.width + (0 if setup.lora_rank else setup.reduce_width * (1 + 1 / setup.shards)))
     return {
         **_update(arch, setup),
         "activations": kept + tokens * arch.hidden * setup.width,
@@ -121,7 +125,7 @@ def layer_phase(arch: Architecture, setup: Setup) -> Items:
     """The backward pass of the last decoder layer, the first to be computed again. The logits are gone."""
     kept, working = activations(arch, setup, setup.update_tokens)
     # a tied output layer stays to the end, and of another the buffer of its sum
-    head = 2 * setup.width if arch.tied else setup.reduce_width
+    head = 2 * setup.width if arch.tied else 0 if setup.lora_rank else setup.reduce_width
     return {
         **_update(arch, setup),
         "activations": kept + working,
@@ -134,15 +138,15 @@ def _update(arch: Architecture, setup: Setup) -> Items:
     head = arch.head * setup.width if setup.teacher else 0  # a whole copy of the teacher's output layer
     return {
         **resident(arch, setup, training=True),
-        "gradients": 0 if setup.offload_policy else FP32 * arch.parameters / setup.shards,
+        "gradients": 0 if setup.offload_policy else FP32 * trained(arch, setup) / setup.shards,
         "teacher's states": states(arch, setup) + head,
     }
 
 
 def optimizer_phase(arch: Architecture, setup: Setup) -> Items:
     """The optimiser's own step: on a GPU the square root of a moment for all weights at once."""
-    shard = FP32 * arch.parameters / setup.shards
-    largest = FP32 * max(arch.head, arch.intermediate * arch.hidden) / setup.shards
+    shard = FP32 * trained(arch, setup) / setup.shards
+    largest = min(shard, FP32 * max(arch.head, arch.intermediate * arch.hidden) / setup.shards)
     temporary = 0 if setup.offload_policy else 2 * largest if setup.on_cpu else shard
     items = {**_update(arch, setup), "activations": 0, "logits": 0, "gathered layers": 0}
     return {**items, "optimiser": items["optimiser"] + temporary}
@@ -152,8 +156,8 @@ def scoring_phase(arch: Architecture, setup: Setup) -> Items:
     """The longer of the two passes without a gradient: the teacher's, and the log-prob pass where there is one."""
     tokens = setup.scoring_tokens
     items = resident(arch, setup, training=not setup.one_forward)
-    if setup.teacher:
-        items["teacher"] = 0 if setup.teacher_offload_policy else FP32 * arch.parameters / setup.shards
+    if not setup.teacher_offload_policy:  # moved to the device for its pass
+        items["teacher"] = FP32 * second_model(arch, setup) / setup.shards
     if setup.optimizer_offload:  # stays away in passes without a gradient
         items["optimiser"] = 0
     logits = setup.scoring_logits * arch.vocabulary * setup.width
@@ -170,23 +174,6 @@ def scoring_phase(arch: Architecture, setup: Setup) -> Items:
     )
     work = fullest(*moments) if tokens else dict.fromkeys(moments[0], 0.0)  # GRPO with one optimiser step a batch
     return {**items, **work, "teacher's states": states(arch, setup)}
-
-
-def kv_bytes_per_token(arch: Architecture, setup: Setup) -> float:
-    """Keys and values of all layers, on one of the ranks that share the engine."""
-    heads = max(1, arch.kv_heads / setup.tensor_parallel)
-    return 2 * arch.layers * heads * arch.head_dim * setup.rollout_width
-
-
-def vllm(arch: Architecture, setup: Setup, device: float) -> Items:
-    """vLLM's share on one rank. Its working memory is an estimate: a step's batch through one layer, and its logits in fp32."""
-    weights = arch.parameters * setup.rollout_width / setup.tensor_parallel
-    step = (
-        setup.batched_tokens * (2 * arch.hidden + 3 * arch.intermediate / setup.tensor_parallel) * setup.rollout_width
-    )
-    work = step + 3 * FP32 * setup.max_sequences * arch.vocabulary
-    cache = setup.kv_bytes if setup.kv_bytes is not None else setup.utilization * device - weights - work
-    return {"vLLM weights": weights, "vLLM work": work, "vLLM KV cache": max(0.0, cache)}
 
 
 def rollout_phase(arch: Architecture, setup: Setup, device: float) -> Items:
@@ -214,24 +201,6 @@ def phases(arch: Architecture, setup: Setup, device: float, reserve: float) -> d
 def peak(arch: Architecture, setup: Setup, device: float, reserve: float) -> tuple[str, Items]:
     """The fullest phase and its items."""
     return max(phases(arch, setup, device, reserve).items(), key=lambda item: sum(item[1].values()))
-
-
-def host_bytes(arch: Architecture, setup: Setup) -> float:
-    """Bytes of a node's own memory: offloaded parts, and the fp32 copies from which the weights are loaded.
-
-    verl loads a full copy on one rank of a group, but on every rank where the output layer is tied
-    (fsdp/transformer_impl.py, get_init_weight_context_manager).
-    """
-    shard = FP32 * arch.parameters / setup.shards
-    parts = 4 * setup.offload_policy or 1 * setup.param_offload + 2 * setup.optimizer_offload
-    parts += setup.teacher and (setup.teacher_offload_policy or setup.teacher_param_offload)
-    copies = setup.per_node if arch.tied else 1
-    return setup.per_node * parts * shard + copies * FP32 * arch.parameters
-
-
-def checkpoint_bytes(arch: Architecture, setup: Setup) -> float:
-    """One checkpoint of all ranks: weights and two moments, and the teacher's weights."""
-    return FP32 * arch.parameters * (4 if setup.teacher else 3)
 
 
 def largest_micro_batch(arch: Architecture, setup: Setup, device: float, reserve: float) -> int:

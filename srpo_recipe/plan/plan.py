@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 from typing import Any
 
-from srpo_recipe.plan import memory, step
+from srpo_recipe.plan import memory, rollout, step, weights
 from srpo_recipe.plan.architecture import Architecture
 from srpo_recipe.plan.device import Device
 from srpo_recipe.plan.fixes import problems, recommended
@@ -35,7 +35,7 @@ def plan(arch: Architecture, setup: Setup, device: Device, expected: step.Expect
         "totals": totals,
         "fits": not found,
         "problems": found,
-        "rollout": step.in_flight(setup, kv_bytes, memory.kv_bytes_per_token(arch, setup)),
+        "rollout": step.in_flight(setup, kv_bytes, rollout.kv_bytes_per_token(arch, setup)),
         "step": {
             "expected": asdict(expected),
             "F a token": parts,
@@ -49,8 +49,8 @@ def plan(arch: Architecture, setup: Setup, device: Device, expected: step.Expect
             "recommended tokens": recommended(setup, best),
             "of a rank's step": setup.rows * setup.length,
         },
-        "host bytes a node": memory.host_bytes(arch, setup),
-        "checkpoint bytes": memory.checkpoint_bytes(arch, setup),
+        "host bytes a node": weights.host_bytes(arch, setup),
+        "checkpoint bytes": weights.checkpoint_bytes(arch, setup),
         "growth": [grown(arch, setup, world, device) for world in WORLDS],
     }
 

@@ -21,6 +21,7 @@ class Setup:
     reduce_width: int  # of gradients while ranks sum them
     on_cpu: bool
     teacher: bool
+    lora_rank: int  # 0 where all weights are trained; the planner takes adapters on all linear layers
     one_forward: bool  # no log-prob pass: the update's own forward gives the old policy
     checkpointing: bool
     packed: bool  # flash-attn without padding
@@ -143,6 +144,7 @@ def from_config(config: DictConfig) -> Setup:
         reduce_width=_width(precision.get("reduce_dtype"), "fp32"),
         on_cpu=on_cpu,
         teacher=settings.needs_teacher,
+        lora_rank=config.actor_rollout_ref.model.lora_rank,
         one_forward=old_policy(config) == "update",
         checkpointing=config.actor_rollout_ref.model.enable_gradient_checkpointing,
         packed=config.actor_rollout_ref.model.use_remove_padding,

@@ -63,7 +63,8 @@ class SRPOWorker(ActorRolloutRefWorker):
             self.teacher = self.actor if self.is_lora else self.ref
             self.teacher.engine.srpo = self.srpo
             self.actor.engine.teacher = self.teacher.engine
-            self.set_dispatch_collect(mesh_name="ref", **self.teacher.get_dispatch_collect())
+            if self.is_lora:  # verl did it for a model of its own
+                self.set_dispatch_collect(mesh_name="ref", **self.teacher.get_dispatch_collect())
         actor_config = self.loss_fn.keywords["config"]  # verl has built it into its own loss
         self.seen = SeenTokens(self.teacher and self.teacher.engine.states)
         self.loss_fn: partial = partial(update_loss, actor_config, self.srpo, seen=self.seen)

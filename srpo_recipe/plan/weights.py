@@ -1,0 +1,52 @@
+"""How many numbers a rank stores and trains: all of the model's, or with LoRA adapters beside them."""
+
+from srpo_recipe.plan.architecture import Architecture
+from srpo_recipe.plan.setup import Setup
+
+FP32 = 4
+
+
+def adapter_layer(arch: Architecture, setup: Setup) -> int:
+    """Numbers of one adapter on all linear layers of one decoder layer: r for each input and each output."""
+    q, kv = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
+    attention = (arch.hidden + q) + 2 * (arch.hidden + kv) + (q + arch.hidden)
+    mlp = 3 * (arch.hidden + arch.intermediate)
+    return setup.lora_rank * (attention + mlp)
+
+
+def trained(arch: Architecture, setup: Setup) -> int:
+    """Numbers that have a gradient and moments."""
+    return arch.layers * adapter_layer(arch, setup) if setup.lora_rank else arch.parameters
+
+
+def stored(arch: Architecture, setup: Setup) -> int:
+    """Numbers of the actor's module: with LoRA the base, the student's adapter and, where there is one, the self-teacher's."""
+    return arch.parameters + (trained(arch, setup) * (1 + setup.teacher) if setup.lora_rank else 0)
+
+
+def second_model(arch: Architecture, setup: Setup) -> int:
+    """Numbers of a self-teacher that is a model of its own."""
+    return arch.parameters if setup.teacher and not setup.lora_rank else 0
+
+
+def host_bytes(arch: Architecture, setup: Setup) -> float:
+    """Bytes of a node's own memory: offloaded parts, and the fp32 copies from which the weights are loaded.
+
+    verl loads a full copy on one rank of a group, but on every rank where the output layer is tied
+    (fsdp/transformer_impl.py, get_init_weight_context_manager).
+    """
+    weights, moved = stored(arch, setup), trained(arch, setup)
+    parts = (
+        weights + 3 * moved
+        if setup.offload_policy
+        else weights * setup.param_offload + 2 * moved * setup.optimizer_offload
+    )
+    parts += second_model(arch, setup) * (setup.teacher_offload_policy or setup.teacher_param_offload)
+    copies = setup.per_node if arch.tied else 1
+    return FP32 * (setup.per_node * parts / setup.shards + copies * arch.parameters)
+
+
+def checkpoint_bytes(arch: Architecture, setup: Setup) -> float:
+    """One checkpoint of all ranks: weights and two moments, and the teacher's weights."""
+    teacher = second_model(arch, setup) or (trained(arch, setup) * setup.teacher if setup.lora_rank else 0)
+    return FP32 * (stored(arch, setup) + 2 * trained(arch, setup) + teacher)
