@@ -11,8 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from srpo_recipe.verify import Verdict, resolve
-from srpo_recipe.verify import pool as verify_pool
+from srpo_recipe.verify import Verdict, failures, resolve
 from srpo_recipe.verify.pool import VerifierPool
 from srpo_recipe.verify.processes import client
 from srpo_recipe.verify.processes.worker import LONGEST_ERROR
@@ -143,7 +142,7 @@ def test_killed_idle_processes_are_replaced(pool, whom):
     """At whatever moment: what is handed over while the pool is breaking must not be lost."""
     pool.submit("work", "").result(60)
     for number in range(4):
-        (server,) = servers()
+        server = psutil.Process(pool._processes._server.pid)
         workers = server.children()
         for process in {"server": [server], "workers": workers, "all": [server, *workers]}[whom]:
             process.kill()
@@ -156,11 +155,9 @@ def test_killed_idle_processes_are_replaced(pool, whom):
 def test_a_server_that_stands_still_is_replaced(monkeypatch):
     monkeypatch.setattr(client, "SILENT_SECONDS", 2.0)
     monkeypatch.setattr(client, "END_SECONDS", 0.5)
-    before = servers()
     with VerifierPool(f"{USERS}:obey", "strict", LIMIT, 1, 0) as made:
         assert made.submit("work", "").result(60).failure is None
-        (server,) = set(servers()) - set(before)
-        server.suspend()
+        psutil.Process(made._processes._server.pid).suspend()
         assert made.submit("work", "").result(60).failure is None
 
 
@@ -250,7 +247,7 @@ with VerifierPool({USERS + ":obey"!r}, "strict", 60.0, 1, 0) as pool:
 
 
 def test_a_handler_that_hangs_holds_nobody_up(monkeypatch):
-    monkeypatch.setattr(verify_pool, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(failures, "CLOSE_SECONDS", 0.1)
     for name in (f"{USERS}:obey", "choice"):
         with VerifierPool(name, "strict", LIMIT, 1, 0, on_failure=lambda *_: time.sleep(600)) as made:
             assert [made.submit("raise", "no letter").result(30).failure for _ in range(3)] == ["crash"] * 3
@@ -293,10 +290,6 @@ def test_a_script_is_not_run_again_and_its_processes_die_with_it(tmp_path):
     children = [int(number) for number in numbers.split()]
     assert len(children) >= 2  # the server and a worker
     wait_for(lambda: not any(alive(child) for child in children))
-
-
-def servers() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children() if "processes.server" in " ".join(one.cmdline())]
 
 
 def workers_of(pool) -> list[psutil.Process]:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from srpo_recipe.records.files import sha256
 from srpo_recipe.run.neutral import FILES, MODELS, NEUTRAL, RISING
+from srpo_recipe.settings.wire import as_given
 
 PACKAGE = Path(__file__).parents[1]
 ABSENT = "(absent)"
@@ -27,6 +28,7 @@ def counted(config: DictConfig, known: Mapping[str, Any] | None = None) -> dict[
     """
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
+    plain["reward"]["custom_reward_function"] = as_given(cast("dict[str, Any]", plain))
     found = dict(_leaves(cast("dict[str, Any]", plain)))
     if config.srpo.verifier.name is not None:  # its reward function's arguments are written from srpo.verifier
         found = {key: value for key, value in found.items() if "custom_reward_function.reward_kwargs" not in key}

@@ -15,7 +15,7 @@ NEUTRAL = {
     "": "run task critic distillation reward_model custom_reward_function sandbox_fusion transfer_queue global_profiler skip "
     "ray_kwargs",
     "srpo": "chunk_megabytes poll_seconds stall_seconds collapse_ratio sync_gap",
-    "srpo.verifier": "processes",
+    "srpo.verifier": "processes limits",
     "trainer": (
         "project_name experiment_name logger log_val_generations rollout_data_dir validation_data_dir default_local_dir "
         "default_hdfs_dir save_freq test_freq val_before_train val_only max_actor_ckpt_to_keep max_critic_ckpt_to_keep "

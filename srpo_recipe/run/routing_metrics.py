@@ -66,9 +66,10 @@ def verification(infos: Sequence[Mapping]) -> dict[str, float]:
     """
     failures = [info.get("failure") for info in infos]
     found: dict[str, float] = {"reward/not_finite": failures.count("not_finite")}
-    if all({"failure", "parsed", "truncated"} <= info.keys() for info in infos):
+    if all("failure" in info for info in infos) or {"timeout", "crash"} & {*failures}:
         found["reward/timeouts"] = failures.count("timeout")
         found["reward/crashes"] = failures.count("crash")
+    if all({"failure", "parsed", "truncated"} <= info.keys() for info in infos):
         found["reward/unparsed"] = sum(info["failure"] is None and not info["parsed"] for info in infos)
         found["reward/truncated"] = sum(bool(info["truncated"]) for info in infos)
     return found

@@ -17,6 +17,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     from hydra import compose, initialize_config_module
     from hydra.errors import HydraException
 
+    import srpo_recipe.settings.lora  # noqa: F401  (registers what srpo.yaml computes)
     import srpo_recipe.settings.schema  # noqa: F401  (registers the schema of the section srpo)
     from srpo_recipe.settings.overrides import explain
     from srpo_recipe.settings.run import overridden

@@ -4,6 +4,7 @@ from omegaconf import DictConfig
 
 from srpo_recipe.settings.read import old_policy
 from srpo_recipe.settings.schema import SRPOConfig
+from srpo_recipe.settings.wire import limited
 
 
 def describe(config: DictConfig, settings: SRPOConfig) -> list[tuple[str, str]]:
@@ -16,7 +17,10 @@ def describe(config: DictConfig, settings: SRPOConfig) -> list[tuple[str, str]]:
         kind = "frozen" if rate == 0 else "current policy" if rate == 1 else f"EMA, rate {rate}"
         kind += ", a second adapter" if config.actor_rollout_ref.model.lora_rank else ""
         teacher = f"{kind}; demonstration {settings.teacher.demonstration}; feedback {settings.teacher.feedback}"
-    verifier = config.reward.custom_reward_function.path or "verl's, by data_source"
+    verifier = str(config.reward.custom_reward_function.path or "verl's, by data_source")
+    if limited(config):
+        limit = f"at most {settings.verifier.time_limit:g} s" if settings.verifier.limits else "no limits"
+        verifier = f"{verifier}, {config.reward.custom_reward_function.name}; {limit}"
     if settings.verifier.name is not None:
         verifier = f"{settings.verifier.name}, {settings.verifier.mode}; at most {settings.verifier.time_limit:g} s"
     distance = {0.0: "KL(teacher||student)", 1.0: "KL(student||teacher)", 0.5: "Jensen-Shannon"}

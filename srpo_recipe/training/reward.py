@@ -1,4 +1,4 @@
-"""verl's custom reward function: what its reward workers call for every rollout.
+"""verl's custom reward function: what its reward workers call for every rollout. A verifier, or one of the user's own.
 
 verl awaits it, so a verification that takes its time holds up no other one of the worker.
 """
@@ -14,10 +14,12 @@ from omegaconf import OmegaConf
 
 from srpo_recipe.verify.failures import FOLDER, FailureLog
 from srpo_recipe.verify.pool import VerifierPool
+from srpo_recipe.verify.rewards import RewardPool
 from srpo_recipe.verify.settings import VerifierConfig, from_plain
 from srpo_recipe.verify.shaping import shape
 
 _opened: dict[str, tuple[VerifierConfig, VerifierPool]] = {}
+_limited: dict[str, RewardPool] = {}
 _lock = threading.Lock()
 
 
@@ -57,7 +59,7 @@ async def compute_score(
     Returns, on every row, score (with shaping), acc (the verdict's reward), answer, parsed, truncated, failure, error and
     feedback.
     """
-    key = json.dumps([OmegaConf.to_container(verifier) if OmegaConf.is_config(verifier) else dict(verifier), run_dir])
+    key = json.dumps([_plain(verifier), run_dir])
     if key not in _opened:
         await asyncio.to_thread(_open, key, verifier, run_dir)  # starts processes: seconds, once
     settings, pool = _opened[key]
@@ -82,3 +84,39 @@ async def compute_score(
         "error": verdict.error,
         "feedback": verdict.feedback if feedback else None,
     }
+
+
+async def limited_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    function: str,
+    fixed: Mapping[str, Any],
+    limits: Mapping[str, Any],
+    run_dir: str,
+    **more: Any,
+) -> dict[str, Any]:
+    """Score one response with a reward function of the user's, under the verifiers' limits (settings.wire makes verl call this).
+
+    function, fixed: its name and the arguments that it always gets. limits: time_limit, processes and memory_mb of
+    srpo.verifier. Returns what the function gives, as `RewardPool.submit` has it.
+    """
+    key = json.dumps([function, run_dir])
+    if key not in _limited:
+        await asyncio.to_thread(_open_limited, key, function, _plain(fixed), _plain(limits), run_dir)
+    call = {"data_source": data_source, "solution_str": solution_str, "ground_truth": ground_truth}
+    return await asyncio.wrap_future(_limited[key].submit(**call, extra_info=extra_info, **more))
+
+
+def _open_limited(key: str, function: str, fixed: Mapping, limits: Mapping, run_dir: str) -> None:
+    with _lock:
+        if key not in _limited:
+            _limited[key] = RewardPool(function, fixed, **limits, on_failure=FailureLog(Path(run_dir) / FOLDER))
+
+
+def _plain(section: Mapping[str, Any]) -> dict[str, Any]:
+    found = OmegaConf.to_container(section) if OmegaConf.is_config(section) else dict(section)
+    assert isinstance(found, dict)
+    return {str(name): value for name, value in found.items()}

@@ -2,7 +2,8 @@
 
     choice.py, tool_use.py, math.py   one function per benchmark kind, a row of the table VERIFIERS
     contract.py, adversarial.py       what a verifier is, and a test that any of them can be put to
-    pool.py                           runs a verifier under a hard limit of time and memory
+    pool.py, rewards.py               a verifier and a reward function under hard limits of time, memory and output
+    processes/                        how the limits are kept
     shaping.py                        optional terms on top of the verdict, off by default
     settings.py                       the section srpo.verifier
     functions.py                      verifiers of the user's own, by name

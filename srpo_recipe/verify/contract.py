@@ -5,7 +5,7 @@ verl, ray or torch.
 import math
 import numbers
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -87,6 +87,41 @@ def checked(verdict: object) -> Verdict:
         raise ValueError(f"a verdict with the failure {verdict.failure} has reward 0, not {reward}")
     parsed = verdict.parsed if isinstance(verdict.parsed, bool) else bool(scalar(verdict.parsed, "a verdict's parsed"))
     return replace(verdict, reward=reward, parsed=parsed)
+
+
+def entries(given: object) -> dict[str, Any]:
+    """What a reward function gave, as a dictionary of plain values: "score", "acc" where it gave a number alone, and its own.
+
+    Numbers of numpy and torch become Python's, arrays become lists. Raises TypeError for what is no number, for a dictionary
+    without "score", and for an entry that JSON cannot hold.
+    """
+    if not isinstance(given, Mapping):
+        score = scalar(given, "what a reward function gives")
+        return {"score": score, "acc": score}
+    if "score" not in given:
+        raise TypeError(
+            f"the dictionary of a reward function has a number as 'score', not only {', '.join(map(repr, given))}"
+        )
+    found = {str(name): _plain(value, f"the entry {name!r} of a reward function") for name, value in given.items()}
+    return {**found, "score": scalar(given["score"], "the 'score' of a reward function")}
+
+
+def _plain(value: Any, what: str) -> Any:
+    if value is None or isinstance(value, str):
+        return value if value is None else str(value)
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one, what) for name, one in value.items()}
+    if callable(getattr(value, "tolist", None)):  # numpy's and torch's: a number, or lists of them
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(one, what) for one in value]
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    raise TypeError(f"{what} is a number, text, None, or a list or a dictionary of them, not {shown(value)}")
 
 
 def said(verdict: Verdict) -> str:

@@ -3,15 +3,22 @@
 import json
 import logging
 import os
+import queue
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "verifier_failures"
 # For each process: this many responses, each of its texts cut to this many characters.
 MOST, CHARACTERS = 100, 20_000
+CLOSE_SECONDS = 5.0  # for the handler to take what it has not taken yet
+
+# (failure, what happened, response, ground truth)
+Handler = Callable[[str, str, str, Any], None]
 
 
 class FailureLog:
@@ -51,3 +58,31 @@ class FailureLog:
                 self._warned = True
             if self._written == MOST:
                 logger.warning("%s holds %d failed verifications; later ones are only counted", self.path, MOST)
+
+
+class Failures:
+    """Tells a handler of failures, in a thread of its own: whoever waits for a verdict must not wait for a log.
+
+    What the handler raises goes to this module's log.
+    """
+
+    def __init__(self, handler: Handler):
+        self._handler = handler
+        self._untold: queue.SimpleQueue[tuple | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._tell, daemon=True)
+        self._thread.start()
+
+    def put(self, failure: str, error: str, response: str, ground_truth: Any) -> None:
+        self._untold.put((failure, error, response, ground_truth))
+
+    def close(self) -> None:
+        """Wait until the handler was told of all, for CLOSE_SECONDS at most."""
+        self._untold.put(None)
+        self._thread.join(CLOSE_SECONDS)
+
+    def _tell(self) -> None:
+        while (case := self._untold.get()) is not None:
+            try:
+                self._handler(*case)
+            except Exception:
+                logger.exception("the handler of failed verifications cannot take one")

@@ -4,61 +4,25 @@
 need of a limit.
 """
 
-import logging
-import queue
-import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 from srpo_recipe.verify import resolve
 from srpo_recipe.verify.contract import Verdict, checked
+from srpo_recipe.verify.failures import Failures, Handler
 from srpo_recipe.verify.processes.client import Processes
 from srpo_recipe.verify.processes.server import crash
 from srpo_recipe.verify.processes.worker import error_text
 
-logger = logging.getLogger(__name__)
-
 LINEAR = ("choice", "tool_use")
-CLOSE_SECONDS = 5.0  # for the log of failures to take what it has not taken yet
-
-# (failure, what happened, response, ground truth)
-FailureHandler = Callable[[str, str, str, Any], None]
-
-
-class Failures:
-    """Tells a handler of failures, in a thread of its own: whoever waits for a verdict must not wait for a log.
-
-    What the handler raises goes to this module's log.
-    """
-
-    def __init__(self, handler: FailureHandler):
-        self._handler = handler
-        self._untold: queue.SimpleQueue[tuple | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._tell, daemon=True)
-        self._thread.start()
-
-    def put(self, failure: str, error: str, response: str, ground_truth: Any) -> None:
-        self._untold.put((failure, error, response, ground_truth))
-
-    def close(self) -> None:
-        """Wait until the handler was told of all, for CLOSE_SECONDS at most."""
-        self._untold.put(None)
-        self._thread.join(CLOSE_SECONDS)
-
-    def _tell(self) -> None:
-        while (case := self._untold.get()) is not None:
-            try:
-                self._handler(*case)
-            except Exception:
-                logger.exception("the handler of failed verifications cannot take one")
 
 
 class VerifierPool:
     """Verifies responses with one verifier, each under a hard limit; a context manager.
 
     name, mode: as for `srpo_recipe.verify.resolve`. time_limit: seconds of wall clock for one verification, from when a
-    process takes it up. processes: verifications at a time. memory_mb: address space of a process, 0 for no limit.
+    process takes it up. processes: verifications at a time. memory_mb: what one may take on top of the address space that its
+    process starts with, 0 for no limit.
     on_failure is called, in a thread of its own, for every verification that timed out or crashed. Raises ValueError when
     the verifier cannot be had.
     """
@@ -70,7 +34,7 @@ class VerifierPool:
         time_limit: float,
         processes: int,
         memory_mb: int,
-        on_failure: FailureHandler | None = None,
+        on_failure: Handler | None = None,
     ):
         self.verifier = resolve(name, mode)
         self._failures = None if on_failure is None else Failures(on_failure)

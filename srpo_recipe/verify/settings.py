@@ -47,8 +47,10 @@ class VerifierConfig:
     time_limit: float = 5.0
     # Verifications at a time in each of verl's reward workers (reward.num_workers).
     processes: int = 2
-    # Address space of such a process; 0 for no limit.
+    # What a verification may take on top of the address space that its process starts with; 0 for no limit.
     memory_mb: int = 2048
+    # Whether a reward function of your own (reward.custom_reward_function) has these limits, too. A verifier always has.
+    limits: bool = True
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
 
     def __post_init__(self) -> None:

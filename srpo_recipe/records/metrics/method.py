@@ -112,8 +112,8 @@ LOSS = Section(
 
 VERIFICATION = Section(
     "Verification",
-    "The causes need a verifier of this package (srpo.verifier.name); with a reward function of your own there is "
-    "`reward/not_finite` alone.",
+    "`reward/unparsed` and `reward/truncated` need a verifier (srpo.verifier.name). A reward function of your own without "
+    "limits (srpo.verifier.limits=false) has `reward/not_finite` alone until one of its rewards is no number.",
     (
         Metric("reward/not_finite", "rollouts", "the reward is no finite number; it counts as 0", ROLLOUTS),
         Metric("reward/timeouts", "rollouts", "the verification took too long; the reward is 0", ROLLOUTS),

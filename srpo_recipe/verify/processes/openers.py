@@ -2,12 +2,17 @@
 call's arguments, and gives something that JSON can hold.
 """
 
+import asyncio
+import base64
 import dataclasses
-from collections.abc import Callable
+import inspect
+import pickle
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from srpo_recipe.verify import resolve
-from srpo_recipe.verify.contract import Verdict, checked
+from srpo_recipe.verify.contract import Verdict, checked, entries
+from srpo_recipe.verify.functions import function_at
 
 
 def verifier(name: str, mode: str) -> Callable[[str, str], dict[str, Any]]:
@@ -25,4 +30,22 @@ def verifier(name: str, mode: str) -> Callable[[str, str], dict[str, Any]]:
     return run
 
 
-OPENERS: dict[str, Callable[..., Callable[..., Any]]] = {"verifier": verifier}
+def reward(name: str, fixed: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
+    """A reward function, as for `functions.function_at`, plain or async; a dictionary of what it gives, in plain values.
+
+    fixed: arguments that it always gets. A call's one argument is the others, packed by the program.
+    """
+    function = function_at(name)
+
+    def run(packed: str) -> dict[str, Any]:
+        given = function(**{**pickle.loads(base64.b64decode(packed)), **fixed})
+        return entries(asyncio.run(_awaited(given)) if inspect.isawaitable(given) else given)
+
+    return run
+
+
+async def _awaited(given: Awaitable) -> Any:
+    return await given
+
+
+OPENERS: dict[str, Callable[..., Callable[..., Any]]] = {"verifier": verifier, "reward": reward}

@@ -28,7 +28,8 @@ _CHUNK, _MOMENT = 65_536, 1.0
 
 class Server:
     """opener, arguments: what the workers run (openers.py). time_limit: seconds of wall clock for a call, from when a worker has
-    it. processes: workers at a time. memory_mb: address space of a worker, 0 for no limit.
+    it. processes: workers at a time. memory_mb: what a worker may take on top of the address
+    space that it starts with, 0 for no limit.
     """
 
     def __init__(self, opener: str, arguments: list, time_limit: float, processes: int, memory_mb: int):

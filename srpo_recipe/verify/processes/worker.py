@@ -9,6 +9,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from srpo_recipe.verify.processes import family
@@ -31,7 +32,7 @@ def work(server: int, opener: str, arguments: list, memory_mb: int, calls: int, 
             _say(answers, {"error": error_text(error), "last": True})
             os._exit(1)
         if memory_mb:
-            _limit(resource.RLIMIT_AS, memory_mb * 2**20)
+            _limit(resource.RLIMIT_AS, _address_space() + memory_mb * 2**20)
         _say(answers, {"ready": True})
         me, kept, threads = os.getpid(), family.children(), threading.active_count()
         with open(calls, "rb", closefd=False) as lines:
@@ -93,6 +94,11 @@ def _say(answers: int, answer: dict[str, Any]) -> None:
     data = memoryview(json.dumps(answer).encode() + b"\n")
     while data:
         data = data[os.write(answers, data) :]
+
+
+def _address_space() -> int:
+    """Bytes that this process has now: what a library reserves at its start is not the call's doing."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def _limit(kind: int, limit: int) -> None:
