@@ -15,7 +15,7 @@ import pytest
 
 from srpo_recipe.eval import __main__ as cli
 from srpo_recipe.eval import evaluate as evaluation
-from srpo_recipe.eval import model, report, scoring
+from srpo_recipe.eval import model, of_run, report, scoring
 from srpo_recipe.eval.estimators import Samples, estimate
 from srpo_recipe.eval.questions import Question, load
 from srpo_recipe.eval.sampling import Prompts, Response, Sampler, default_engine, sample_seed
@@ -452,7 +452,26 @@ def test_the_engine_on_a_cpu_is_that_of_training(monkeypatch):
 @pytest.mark.parametrize(
     "more, told",
     [
-        (["--n", "0"], "--n must be positive"),
+        (["--n", "0"], "argument --n: '0': set it to a whole number of at least 1"),
+        (["--n", "1.5"], "argument --n: '1.5': set it to a whole number of at least 1"),
+        (["--n", "many"], "argument --n: 'many': set it to"),
+        (["--top-p", "2"], "argument --top-p: '2': set it to a number in (0, 1]"),
+        (["--top-p", "0"], "--top-p: '0': set it to"),
+        (["--top-p", "nan"], "--top-p: 'nan': set it to"),
+        (["--temperature", "-1"], "--temperature: '-1': set it to a finite number of at least 0"),
+        (["--temperature", "inf"], "--temperature: 'inf': set it to"),
+        (["--temperature", "nan"], "--temperature: 'nan': set it to"),
+        (["--time-limit", "0"], "--time-limit: '0': set it to a finite number greater than 0"),
+        (["--time-limit", "inf"], "--time-limit: 'inf': set it to"),
+        (["--max-tokens", "0"], "--max-tokens: '0': set it to"),
+        (["--max-prompt-tokens", "-5"], "--max-prompt-tokens: '-5': set it to"),
+        (["--limit", "0"], "--limit: '0': set it to"),
+        (["--limit", "-1"], "--limit: '-1': set it to"),
+        (["--processes", "0"], "--processes: '0': set it to"),
+        (["--seed", "-1"], "--seed: '-1': set it to a whole number of at least 0"),
+        (["--chunk", "0"], "--chunk: '0': set it to"),
+        (["--chat-options", "[1]"], "'[1]' is no JSON object"),
+        (["--chat-options", "{"], "'{' is no JSON object"),
         (["--temperature", "0"], "add --n 1"),
         (["--verifier", "math", "--reward", "a:b"], "give one of them"),
         (["--engine", "dtype"], "--engine takes KEY=VALUE"),
@@ -463,6 +482,109 @@ def test_a_wrong_command_is_refused(capsys, more, told):
     with pytest.raises(SystemExit):
         cli.arguments(["m", "--data", "f", "--out", "o", *more])
     assert told in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------ the run's own config
+
+OWN = """
+def judge(data_source, solution_str, ground_truth, extra_info=None, bonus=0.0):
+    return bonus
+def verify(response, ground_truth):
+    from srpo_recipe.verify import Verdict
+    return Verdict(1.0, "x", True)
+"""
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run's folder with a config.yaml, composed as training composes it."""
+
+    def call(*overrides: str) -> Path:
+        from omegaconf import OmegaConf
+
+        from srpo_recipe.settings.compose import compose_config
+
+        folder = tmp_path / "run"
+        (folder / "checkpoints" / "global_step_2").mkdir(parents=True, exist_ok=True)
+        config = compose_config([f"run.root={tmp_path}", *overrides])
+        config.run.name = "run"
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+        return folder
+
+    return call
+
+
+def filled(model: Path, *more: str):
+    args = cli.arguments([str(model), "--data", "f", "--out", "o", *more])
+    return args, of_run.fill(args)
+
+
+def test_a_checkpoint_is_asked_and_judged_as_its_run_was(trained, tmp_path, capsys):
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    kwargs = "+data.apply_chat_template_kwargs={enable_thinking: true}".removeprefix("+")
+    run = trained(
+        f"reward.custom_reward_function.path={file}", "reward.custom_reward_function.name=judge", kwargs,
+        "+reward.custom_reward_function.reward_kwargs={bonus: 0.75}", 'srpo.system_prompt="Be brief."',
+    )  # fmt: skip
+    for place in (run, run / "checkpoints", run / "checkpoints" / "global_step_2"):
+        args, judged = filled(place)
+        assert (args.system_prompt, args.chat_options) == ("Be brief.", {"enable_thinking": True})
+        assert f"{run / 'config.yaml'}: judged by {file}:judge; " in capsys.readouterr().out
+        for task in ("mine", "sums", "chemistry"):  # the user's function is what the run learned from
+            rule = scoring.rule_for(task, None, of_run=judged)
+            assert (rule.kind, rule.name, rule.mode) == ("reward", f"{file}:judge", "strict")
+    assert scoring.Scorer._rewarded(rule, Question("f", 0, 0, "mine", [], "1", {}), "text").reward == 0.75
+    args, judged = filled(run, "--system-prompt", "Else.", "--chat-options", "{}")
+    assert (args.system_prompt, args.chat_options) == ("Else.", {})
+    assert scoring.rule_for("sums", None, reward=f"{file}:verify", of_run=judged).options == ""
+    assert scoring.rule_for("sums", None, verifier="math", of_run=judged).name == "math"
+
+
+def test_a_verifier_of_the_run_judges_what_no_rule_is_known_for(trained, tmp_path):
+    name = ["task=parquet", "data.train_files=a", "data.val_files=b"]
+    run = trained(*name, "srpo.verifier.name=math", "srpo.verifier.mode=published", "srpo.verifier.time_limit=7")
+    args, judged = filled(run)
+    assert args.time_limit == 7 and args.chat_options == {"enable_thinking": False} and args.system_prompt is None
+    rule = scoring.rule_for("mine", None, of_run=judged)
+    assert (rule.kind, rule.name, rule.mode) == ("verifier", "math", "published")
+    assert scoring.rule_for("mine", "strict", of_run=judged).mode == "strict"
+    assert scoring.rule_for("chemistry", None, of_run=judged).name == "choice"
+    assert scoring.rule_for("sums", None, of_run=judged).kind == "reward"
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    run = trained(*name, f"srpo.verifier.name={file}:verify")
+    assert scoring.rule_for("chemistry", None, of_run=filled(run)[1]).name == f"{file}:verify"
+
+
+def test_an_embedded_tasks_function_is_the_tasks_own(trained):
+    _, judged = filled(trained())
+    assert judged.reward == "srpo_recipe.starter.sums:compute_score"
+    assert scoring.rule_for("sums", None, of_run=judged).name == judged.reward
+    assert scoring.rule_for("chemistry", None, of_run=judged).name == "choice"
+
+
+def test_a_model_that_is_of_no_run_has_the_defaults(tmp_path, capsys):
+    args, judged = filled(TINY)
+    assert judged == of_run.Judged() and args.chat_options == {"enable_thinking": False}
+    assert (args.time_limit, args.system_prompt) == (VerifierConfig.time_limit, None) and not capsys.readouterr().out
+    assert filled(Path("Qwen/Qwen3-4B"))[1] == of_run.Judged()
+
+
+@pytest.mark.parametrize("text, says", [("[1]", "no section srpo"), ("a: 1", "no section srpo"), ("{", "is no YAML")])
+def test_a_config_that_is_none_of_a_run_is_refused(tmp_path, text, says):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"config.yaml {says}|{says}"):
+        filled(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '"text"', ""])
+def test_damaged_settings_of_an_evaluation_are_named(tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(
+        ValueError, match="settings.json is damaged: it is no JSON object. Name a new folder with --out"
+    ):
+        Store(tmp_path, {"n": 1}, [])
 
 
 # ---------------------------------------------------------------------------------------------------------- end to end

@@ -87,3 +87,14 @@ def test_the_contract_from_the_command_line(write, capsys):
     assert "reward 1.0 instead of 0.0" in capsys.readouterr().out
     assert command.main(["--task", "choice", "--contract", write()]) == 1
     assert "holds no example" in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_and_empty_lines_are_passed_over(write, capsys):
+    """As the preparation of data does."""
+    one, two = (json.dumps(row(f"<answer>{letter}</answer>", "B")).encode() for letter in "AB")
+    file = write(b"\xef\xbb\xbf", one, b"\r\n", b"\n", b"  \t\n", two, b"\n\n")
+    assert command.main(["--task", "chemistry", file]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["line"], line["reward"]) for line in lines] == [(1, 0.0), (4, 1.0)]
+    file = write(one, b"\n", b"\xef\xbb\xbf", two)
+    assert command.main(["--task", "chemistry", file]) == 1 and f"{file}:2: no JSON" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import yaml
 from tqdm import tqdm
 
 from srpo_recipe import __version__
-from srpo_recipe.eval import model, report
+from srpo_recipe.eval import model, of_run, report
 from srpo_recipe.eval.questions import Question, load
 from srpo_recipe.eval.sampling import Prompts, Response, Sampler, default_engine, sample_seed
 from srpo_recipe.eval.scoring import Rule, Scorer, rule_for
@@ -116,7 +116,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Ask what has not been asked yet, write the results, print the tables. Returns what results.json holds of the tasks."""
     questions = load(args.data, args.limit)
     tasks = dict.fromkeys(q.task for q in questions)
-    rules = {task: rule_for(task, args.mode, args.verifier, args.reward) for task in tasks}
+    judged = of_run.fill(args)
+    rules = {task: rule_for(task, args.mode, args.verifier, args.reward, judged) for task in tasks}
+    args.mode = args.mode or judged.mode
     found = model.find(args.model, args.weights)
     settings = decide(args, found)
     parts = chunks(questions, args.chunk)

@@ -1,13 +1,15 @@
 """Which rule judges which task, and its verdicts: the verifiers of training, under their time limit."""
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from srpo_recipe.eval.of_run import Judged
 from srpo_recipe.eval.questions import Question
-from srpo_recipe.verify import BENCHMARKS, MODES, Verdict, resolve
+from srpo_recipe.verify import BENCHMARKS, MODES, VERIFIERS, Verdict, resolve
 from srpo_recipe.verify.contract import checked
 from srpo_recipe.verify.functions import function_at
 from srpo_recipe.verify.pool import VerifierPool
@@ -23,30 +25,53 @@ REWARDS = {
 @dataclass(frozen=True)
 class Rule:
     """How a task is judged. kind: "verifier" (a name of srpo_recipe.verify.resolve) or "reward" (a function's name with verl's
-    compute_score signature, which runs in this process and without a limit, as verl would run it)."""
+    compute_score signature, which runs in this process and without a limit, as verl would run it); options: arguments that it
+    gets besides, as JSON."""
 
     kind: str
     name: str
     mode: str
+    options: str = ""
 
 
-def rule_for(task: str, mode: str, verifier: str | None = None, reward: str | None = None) -> Rule:
-    """The rule that the command line names, or else the task's own. Raises ValueError with the fix when there is none."""
+def rule_for(
+    task: str, mode: str | None, verifier: str | None = None, reward: str | None = None, of_run: Judged | None = None
+) -> Rule:
+    """The rule that the command line names, the run's where it is a function of the user's, the task's own, or else the run's.
+
+    mode: None for the run's. of_run: how the run judges that the model is of. Raises ValueError with the fix when there is none.
+    """
+    run = of_run or Judged()
     own = next((function for prefix, function in REWARDS.items() if task.startswith(prefix)), None)
-    if reward or (own and not verifier and task not in BENCHMARKS):
-        if mode != MODES[0]:
-            raise ValueError(f"{task} is judged by the reward function {reward or own}, which has no mode {mode!r}")
-        function = reward or str(own)
-        _function(function)
-        return Rule("reward", function, mode)
-    name = verifier or BENCHMARKS.get(task)
-    if name is None:
+    known = None if task in BENCHMARKS else own
+    if not verifier and not reward:
+        verifier, reward = _of_user(run)
+    if not verifier and not reward:
+        reward = known
+        verifier = None if known else BENCHMARKS.get(task)
+    if not verifier and not reward:
+        verifier, reward = run.verifier, run.reward
+    if reward:
+        if mode not in (None, MODES[0]):
+            raise ValueError(f"{task} is judged by the reward function {reward}, which has no mode {mode!r}")
+        _function(reward)
+        return Rule("reward", reward, MODES[0], run.options if reward == run.reward else "")
+    if verifier is None:
         raise ValueError(
             f"no verifier belongs to the data_source {task!r}: give --verifier (choice, tool_use, math, or a function of your "
             "own) or --reward package.module:function with verl's compute_score signature"
         )
-    resolve(name, mode)
-    return Rule("verifier", name, mode)
+    resolve(verifier, mode or run.mode)
+    return Rule("verifier", verifier, mode or run.mode)
+
+
+def _of_user(run: Judged) -> tuple[str | None, str | None]:
+    """(verifier, reward) of a run where it is a function of the user's: the task's own rule would judge otherwise."""
+    ours = set(VERIFIERS) | set(REWARDS.values())
+    return (
+        None if run.verifier in ours else run.verifier,
+        None if run.reward in ours else run.reward,
+    )
 
 
 @functools.cache  # a file is run once, not for every sample
@@ -99,6 +124,7 @@ class Scorer:
             solution_str=text,
             ground_truth=question.ground_truth,
             extra_info=question.extra_info,
+            **(json.loads(rule.options) if rule.options else {}),
         )
         entries = found if isinstance(found, dict) else {"score": found}
         answer = None if entries.get("answer") is None else str(entries["answer"])

@@ -65,7 +65,12 @@ class Store:
                 raise ValueError(f"{self.folder} has {SAMPLES}, but no {SETTINGS}: name a new folder with --out")
             write_whole(path, json.dumps(settings, indent=1) + "\n")
             return
-        begun = json.loads(path.read_text())
+        try:
+            begun = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            begun = None
+        if not isinstance(begun, dict):
+            raise ValueError(f"{path} is damaged: it is no JSON object. Name a new folder with --out")
         other = [key for key in {**begun, **settings} if begun.get(key) != settings.get(key)]
         if other:
             told = "; ".join(f"{key} was {begun.get(key)!r} and is {settings.get(key)!r}" for key in other)

@@ -8,30 +8,27 @@ from srpo_recipe.plan.architecture import describe_model
 from srpo_recipe.plan.device import RESERVE, device_of
 from srpo_recipe.plan.plan import plan
 from srpo_recipe.plan.setup import from_config
-from srpo_recipe.plan.show import picture, text
+from srpo_recipe.plan.show import check_picture, picture, text
 from srpo_recipe.plan.step import Expectation
+from srpo_recipe.settings.arguments import real
 from srpo_recipe.settings.compose import compose_config
+from srpo_recipe.settings.kinds import above, at_least, within
 from srpo_recipe.settings.rules import check
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="srpo-plan", description=__doc__)
-    parser.add_argument(
-        "--memory", type=float, metavar="GIB", help="memory of a rank's device; default: what is found, or 80 GB"
-    )
-    parser.add_argument("--reserve", type=float, metavar="GIB", help=f"kept back of it (default {RESERVE})")
-    parser.add_argument(
-        "--prompt", type=float, default=200, metavar="TOKENS", help="expected mean prompt (default 200)"
-    )
-    parser.add_argument(
-        "--response", type=float, default=400, metavar="TOKENS", help="expected mean response (default 400)"
-    )
-    parser.add_argument(
-        "--routed", type=float, default=0.4, metavar="SHARE", help="expected share on the teacher's route (0.4)"
-    )
-    parser.add_argument("--plot", metavar="FILE", help="bars of memory by item against the number of ranks")
-    parser.add_argument("--json", action="store_true", help="one JSON object, in bytes")
-    parser.add_argument("overrides", nargs="*", help="as in training, for instance model=qwen3_8b hardware=gpu8")
+    add = parser.add_argument
+    size, tokens = real(above(0)), real(above(0))
+    add("--memory", type=size, metavar="GIB", help="memory of a rank's device; default: what is found, or 80 GB")
+    add("--reserve", type=real(at_least(0)), metavar="GIB", help=f"kept back of it (default {RESERVE})")
+    add("--prompt", type=tokens, default=200, metavar="TOKENS", help="expected mean prompt (default 200)")
+    add("--response", type=tokens, default=400, metavar="TOKENS", help="expected mean response (default 400)")
+    share = "expected share on the teacher's route (0.4)"
+    add("--routed", type=real(within(0, 1)), default=0.4, metavar="SHARE", help=share)
+    add("--plot", metavar="FILE", help="bars of memory by item against the number of ranks")
+    add("--json", action="store_true", help="one JSON object, in bytes")
+    add("overrides", nargs="*", help="as in training, for instance model=qwen3_8b hardware=gpu8")
     return parser.parse_intermixed_args(arguments)
 
 
@@ -39,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 0: the run fits. 1: it does not. 2: the config or the model cannot be read."""
     args = parse(arguments)
     try:
+        if args.plot:
+            check_picture(args.plot)
         config = compose_config(args.overrides)
         settings = check(config)
         setup = from_config(config)

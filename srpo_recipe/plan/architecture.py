@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from srpo_recipe.settings.kinds import is_count
+
 # Published dimensions (the models' own config.json on the hub), for hub names whose config is not at hand.
 _QWEN3 = {"model_type": "qwen3", "head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151_936}
 _FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "tie_word_embeddings")
@@ -60,7 +62,7 @@ def _config(path: str) -> tuple[Any, str]:
     if folder.is_dir():
         try:
             return AutoConfig.from_pretrained(folder), f"{folder / 'config.json'}"
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # transformers says what is wrong in a file in many types
             raise ValueError(f"{folder} has no config.json that transformers can read: {error}") from None
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True), "the hub's local cache"
@@ -88,8 +90,13 @@ def _measure(name: str, source: str, config: Any) -> Architecture:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # as many as there are kinds of models
         raise ValueError(f"{name}: transformers cannot build a language model from its config: {error}") from None
+    sizes = ("hidden_size", "num_attention_heads", "vocab_size", "num_hidden_layers")
+    if wrong := [size for size in sizes if not is_count(getattr(config, size, None))]:
+        raise ValueError(
+            f"{name}: its config has {wrong[0]}={getattr(config, wrong[0], None)}, which is no size of a model"
+        )
     wrapped = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in wrapped]
     if not layers or not hasattr(config, "intermediate_size"):

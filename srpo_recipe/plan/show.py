@@ -1,6 +1,7 @@
 """The plan as text and as a picture."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from srpo_recipe.plan import memory
@@ -81,6 +82,17 @@ def _growth(found: dict[str, Any]) -> list[str]:
 def text(found: dict[str, Any]) -> str:
     """The plan for people."""
     return "\n".join([*_memory(found), "", *_flow(found), "", *_growth(found)])
+
+
+def check_picture(file: str) -> None:
+    """Raise ValueError, with the fix, for a place where no picture can be written, before anything is planned."""
+    ending = Path(file).suffix.lower().removeprefix(".")
+    known = pyplot().figure().canvas.get_supported_filetypes()
+    pyplot().close("all")
+    if ending not in known:
+        raise ValueError(f"--plot {file}: name a file that ends in one of .{', .'.join(sorted(known))}")
+    if not Path(file).absolute().parent.is_dir():
+        raise ValueError(f"--plot {file}: the folder {Path(file).parent} is not there; make it first")
 
 
 def picture(arch: Architecture, setup: Setup, device: Device, file: str) -> None:

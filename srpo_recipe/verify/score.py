@@ -1,5 +1,6 @@
 """Responses from a file, and what a verifier says of each of them."""
 
+import codecs
 import json
 import sys
 from collections import deque
@@ -16,9 +17,15 @@ AHEAD = 256  # lines that are handed to the processes before the first of them i
 
 
 def read(path: Path) -> Iterator[tuple[int, str, str]]:
-    """(line, response, ground truth) of a file. Raises ValueError with file and line for a row that has not both."""
+    """(line, response, ground truth) of a file. Raises ValueError with file and line for a row that has not both.
+
+    As in the preparation of data, a byte-order mark at the head and empty lines are nobody's.
+    """
     with path.open("rb") as file:
         for line, raw in enumerate(file, start=1):
+            raw = raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw
+            if not raw.strip():
+                continue
             try:
                 row = json.loads(raw.decode("utf-8"))
             except ValueError as error:
