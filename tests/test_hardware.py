@@ -95,6 +95,26 @@ def test_one_gpu_keeps_the_weights_on_the_host_and_the_planner_says_why():
         assert all(f"{key}=true" in found["problems"][0] for key in keys)
 
 
+def fits(hardware: str, model: str, size: float, *overrides: str) -> dict:
+    config = composed(hardware, model, "srpo", *overrides)
+    device = Device(size * 1e9, 6 * GIB, f"{size} GB")
+    assert check(config).needs_teacher
+    return plan(architecture(config.actor_rollout_ref.model.path), from_config(config), device, EXPECTED)
+
+
+@pytest.mark.parametrize(
+    "hardware, model, size",
+    [("gpu1_lora", "qwen3_4b", 80), ("gpu1_lora", "qwen3_8b", 80), ("gpu1_lora_24gb", "qwen3_4b", 24)],
+)
+def test_an_adapter_fits_one_gpu_where_all_weights_do_not(hardware, model, size):
+    found = fits(hardware, model, size)
+    assert found["fits"], found["problems"]
+    assert found["rollout"]["longest rollouts that fit"] > 4
+    full = ["actor_rollout_ref.model.lora_rank=0", "actor_rollout_ref.model.lora_alpha=16"]
+    full += [f"actor_rollout_ref.{name}.fsdp_config.offload_policy=false" for name in ("actor", "ref")]
+    assert not fits(hardware, model, size, *full)["fits"]
+
+
 def test_sequence_parallelism_stays_refused():
     key = "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size"
     assert OmegaConf.select(composed("gpu8", "qwen3_8b", "srpo"), key) == 1

@@ -121,6 +121,22 @@ def test_shards_of_weights_teacher_gradients_and_moments():
     assert weights.checkpoint_bytes(arch, setup) == 16 * arch.parameters
 
 
+def test_adapters_are_counted_as_peft_makes_them():
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    tiny = ROOT / "srpo_recipe/assets/tiny_qwen3"
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    arch, setup = describe_model(str(tiny)), replace(eight()[1], lora_rank=4)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    assert weights.trained(arch, setup) == adapted.get_nb_trainable_parameters()[0]
+    one = weights.trained(arch, setup)
+    assert weights.stored(arch, setup) == arch.parameters + 2 * one and weights.second_model(arch, setup) == 0
+    assert weights.stored(arch, replace(setup, teacher=False)) == arch.parameters + one
+    update = memory.loss_phase(arch, setup)
+    assert (update["teacher"], update["gradients"], update["optimiser"]) == (0, 4 * one / 8, 8 * one / 8)
+
+
 @pytest.mark.parametrize(
     "key, value, moved",
     [

@@ -51,6 +51,7 @@ def fill(config: DictConfig) -> None:
         OmegaConf.resolve(config)
         config.run.started_at = config.run.started_at or psutil.Process().create_time()
         wire(config)
+        _room_for_a_prompt(config)
         config.actor_rollout_ref.srpo = config.srpo
         agent = config.actor_rollout_ref.rollout.agent
         agent.agent_loop_config_path = agent.agent_loop_config_path or str(PACKAGE / "agent_loops.yaml")
@@ -67,3 +68,13 @@ def _check_rows(data: DictConfig) -> None:
                 print(f"data.{key}: {file} is not on this machine, so its rows are not looked at", flush=True)
             else:
                 require_index(file)
+
+
+def _room_for_a_prompt(config: DictConfig) -> None:
+    """Without chunked prefill vLLM takes a prompt whole, so a batch has room for the longest sequence. verl would raise the
+    number itself, in a dataclass that is frozen (vllm_async_server.py:1119).
+    """
+    rollout = config.actor_rollout_ref.rollout
+    if not rollout.enable_chunked_prefill:
+        rollout.max_model_len = rollout.max_model_len or config.data.max_prompt_length + config.data.max_response_length
+        rollout.max_num_batched_tokens = max(rollout.max_num_batched_tokens, rollout.max_model_len)
