@@ -2,9 +2,12 @@
 # The laptop edition of the paper's Figure 1: several methods and seeds on the embedded task, then a table and a picture.
 #   METHODS="grpo sdpo srpo" SEEDS="1 2 3" STEPS=150 bash scripts/compare.sh [Hydra overrides]
 # Resumable: a finished run says so and does nothing, an interrupted one goes on from its last checkpoint, and one that ran with
-# other settings is refused (OUT=DIR for another comparison).
-set -euo pipefail
-cd "$(dirname "$0")/.."
+# other settings is refused (OUT=DIR for another comparison). The overrides have to suit every method: GRPO has no teacher, so
+# srpo.beta and srpo.teacher.* want METHODS without it.
+
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+if [[ ${1:-} = -h || ${1:-} = --help ]]; then usage; exit; fi
 methods=${METHODS:-grpo sdpo srpo}
 seeds=${SEEDS:-1 2 3}
 steps=${STEPS:-150}
@@ -22,4 +25,4 @@ for seed in $seeds; do
     tail -n 1 "$out/logs/$name.log"
   done
 done
-"${SRPO_VENV:-.venv}/bin/python" -m srpo_recipe.inspect.compare "$out"
+"$venv/bin/python" -m srpo_recipe.inspect.compare "$out"

@@ -12,6 +12,9 @@
 #              CHECKOUT     no: the requirements alone, as a layer of an image; a second call without it adds the checkout
 set -euo pipefail
 
+case ${1:-} in
+    -h | --help) sed -n '2,${/^#/!q; s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit ;;
+esac
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 HARDWARE=${1:-auto}
 VENV=${2:-.venv}

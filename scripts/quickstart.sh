@@ -3,8 +3,10 @@
 # model on the embedded task. Arguments are Hydra overrides, for instance
 #   bash scripts/quickstart.sh method=grpo srpo.seed=1 trainer.total_training_steps=20
 # The last line printed is one JSON object. A second call reuses the environment.
-set -euo pipefail
-cd "$(dirname "$0")/.."
+
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+if [[ ${1:-} = -h || ${1:-} = --help ]]; then usage; exit; fi
 kind=cpu
 if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then kind=gpu; fi
 bash scripts/install.sh "$kind"

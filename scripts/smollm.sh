@@ -3,10 +3,10 @@
 # trained on a task of reasoning-gym. Arguments are Hydra overrides, for instance
 #   bash scripts/smollm.sh method=grpo trainer.total_training_steps=20
 # SMOLLM_DIR names another folder for the model (0.6 GB, written once).
-set -euo pipefail
-model=$(realpath -m "${SMOLLM_DIR:-$(dirname "$0")/../outputs/models/smollm2-135m}")
-cd "$(dirname "$0")/.."
-venv=${SRPO_VENV:-.venv}
+model=$(realpath -m "${SMOLLM_DIR:-$(dirname "$0")/../outputs/models/smollm2-135m}") # before the working directory changes
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+if [[ ${1:-} = -h || ${1:-} = --help ]]; then usage; exit; fi
 kind=cpu
 settings=(hardware=cpu)
 if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then

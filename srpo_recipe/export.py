@@ -218,7 +218,9 @@ def _drop_tied(state: dict[str, torch.Tensor], model: torch.nn.Module) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m srpo_recipe.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "checkpoint", type=Path, help="a run's folder, its checkpoints folder, or a global_step_N in it"
     )

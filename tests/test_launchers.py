@@ -45,12 +45,37 @@ def test_shellcheck_finds_nothing(script):
     assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.parametrize("script", DRY)
+OWN = ["compare.sh", "install.sh", "quickstart.sh", "smollm.sh", "test.sh", "test_cluster.sh"]
+
+
+@pytest.mark.parametrize("script", [*DRY, *OWN])
 def test_help_is_the_comment_at_the_head(script):
     text = launch(script, "--help")
     lines = (ROOT / "scripts" / script).read_text().splitlines()
     assert text.splitlines()[0] == lines[1].removeprefix("# ")
-    assert f"scripts/{script}" in text and "shellcheck" not in text and "SBATCH --" not in text.replace("sbatch", "")
+    assert f"scripts/{script}" in text and "shellcheck source" not in text and "SBATCH --" not in text.replace("sbatch", "")
+
+
+@pytest.mark.parametrize("script", ["eval.sh", "export.sh", "prepare_data.sh"])
+def test_the_other_launchers_show_their_modules_help(script):
+    assert launch(script, "--help", SRPO_VENV=sys.prefix).startswith("usage: ")
+
+
+def test_no_launcher_is_without_help():
+    assert {path.name for path in SCRIPTS} == {*DRY, *OWN, "eval.sh", "export.sh", "prepare_data.sh", "lib.sh"}
+
+
+@pytest.mark.parametrize("script", OWN)
+def test_help_does_nothing_else(script, tmp_path):
+    """It installed first, started a comparison, or ended as a wrong argument."""
+    copy = tmp_path / "checkout" / "scripts"
+    shutil.copytree(ROOT / "scripts", copy)
+    for flag in ("-h", "--help"):
+        done = subprocess.run(
+            ["bash", str(copy / script), flag], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        assert [path.name for path in (tmp_path / "checkout").iterdir()] == ["scripts"]
 
 
 @pytest.mark.parametrize("script", DRY)

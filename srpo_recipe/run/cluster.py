@@ -113,5 +113,7 @@ def environment() -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["environment"]:
-        sys.exit("usage: python -m srpo_recipe.run.cluster environment")
+        usage = "usage: python -m srpo_recipe.run.cluster environment    (the variables that `ray start` needs, for a shell)"
+        print(usage) if {"-h", "--help"} & set(sys.argv[1:]) else sys.exit(usage)
+        sys.exit()
     print(environment())

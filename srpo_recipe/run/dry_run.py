@@ -20,6 +20,9 @@ from srpo_recipe.settings.rules import check
 
 def main(overrides: list[str]) -> None:
     """Print it. Exits with the error of a configuration that is refused."""
+    if {"-h", "--help"} & set(overrides):
+        print(__doc__)
+        return
     print_table(versions())
     if overrides == ["--versions"]:
         return

@@ -92,7 +92,10 @@ def convert(out: str | Path) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Save SmolLM2-135M-Instruct as an ordinary model folder.")
+    parser = argparse.ArgumentParser(
+        prog="python -m srpo_recipe.starter.smollm",
+        description="Save SmolLM2-135M-Instruct as an ordinary model folder.",
+    )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; kept if it is complete")
     convert(parser.parse_args().out)
 

@@ -170,7 +170,9 @@ def write_parquet(out_dir: str | Path, train_size: int, test_size: int, seed: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the additions task as verl parquet files.")
+    parser = argparse.ArgumentParser(
+        prog="python -m srpo_recipe.starter.sums", description="Write the additions task as verl parquet files."
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for train.parquet and test.parquet")
     parser.add_argument("--train-size", type=int, default=4096)
     parser.add_argument("--test-size", type=int, default=256)
