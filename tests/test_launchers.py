@@ -53,7 +53,11 @@ def test_help_is_the_comment_at_the_head(script):
     text = launch(script, "--help")
     lines = (ROOT / "scripts" / script).read_text().splitlines()
     assert text.splitlines()[0] == lines[1].removeprefix("# ")
-    assert f"scripts/{script}" in text and "shellcheck source" not in text and "SBATCH --" not in text.replace("sbatch", "")
+    assert (
+        f"scripts/{script}" in text
+        and "shellcheck source" not in text
+        and "SBATCH --" not in text.replace("sbatch", "")
+    )
 
 
 @pytest.mark.parametrize("script", ["eval.sh", "export.sh", "prepare_data.sh"])
