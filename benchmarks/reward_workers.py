@@ -1,6 +1,6 @@
 """Hostile mathematics against verl's own reward workers under Ray, wired as in a training run.
 
-    python benchmarks/reward_workers.py --ray-dir DIR [--workers 2] [--time-limit 2]
+    python benchmarks/reward_workers.py [--ray-dir DIR] [--workers 2] [--time-limit 2]
 
 Every response of HOSTILE_MATH goes to one of the workers, alone, and then an honest one; afterwards all of them at once,
 with an honest one behind them. The last line is one JSON object: seconds of each, the slowest, the honest rewards.
@@ -122,7 +122,7 @@ def measure(config: DictConfig) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ray-dir", required=True, help="Ray's temporary folder; a short path")
+    parser.add_argument("--ray-dir", help="Ray's temporary folder, a short path (default: Ray's own)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--time-limit", type=float, default=2.0)
     options = parser.parse_args()
