@@ -40,8 +40,14 @@ def config(run_dir=None, **rollout):
         "full_determinism": False,
         "multi_turn": {**turns, "tool_response_truncate_side": "left", "format": "hermes"},
     }
-    srpo = {"seed": 42, "system_prompt": None}
-    made = {"srpo": srpo, "data": {}, "run": {"dir": run_dir}, "actor_rollout_ref": {"rollout": section}}
+    srpo = {"seed": 42, "system_prompt": None, "stall_seconds": 90, "verifier": {"name": None}}
+    made = {
+        "srpo": srpo,
+        "data": {},
+        "run": {"dir": run_dir},
+        "reward": {"custom_reward_function": {"path": None}},
+        "actor_rollout_ref": {"rollout": section},
+    }
     return OmegaConf.merge(made, {"actor_rollout_ref": {"rollout": rollout}})
 
 

@@ -5,6 +5,7 @@ import time
 import numpy as np
 
 from srpo_recipe.run.say import say
+from srpo_recipe.run.usual import Usual
 from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.verify.failures import FOLDER
 
@@ -25,6 +26,8 @@ class StepLog:
         self.seconds: list[float] = []
         self.first_lengths: list[float] = []
         self.warned: dict[str, int] = {}
+        self.usual = Usual()
+        self.reason = ""  # of a verification of this step that failed
 
     def write(self, step: int, total: int, metrics: dict, timing: dict) -> None:
         """Add the run's clock and the weights' spread to the metrics and print the step.
@@ -62,8 +65,7 @@ class StepLog:
             f"{self.seconds[-1]:.1f} s",
             f"{int(left) // 60}:{int(left) % 60:02d} left",
         ]
-        if skipped := _skipped(m):
-            parts.insert(1, skipped)
+        parts[1:1] = [*filter(None, [_skipped(m)]), *self.usual.unusual(m)]
         return " | ".join(parts)
 
     def _due(self, name: str) -> bool:
@@ -82,7 +84,7 @@ class StepLog:
         if failed := sum(m.get(f"reward/{cause}", 0) for cause in ("timeouts", "crashes", "not_finite")):
             found["failed"] = (
                 f"{failed:.0f} verifications timed out, crashed or gave a reward that is no finite number, reward 0: "
-                f"see {FOLDER}/ in the run's folder"
+                f"see {FOLDER}/ in the run's folder" + (f"; one of them: {self.reason}" if self.reason else "")
             )
         if m.get("reward/unparsed") == m["route/rollouts"]:
             found["unparsed"] = "no response holds an answer that the verifier can read"

@@ -4,6 +4,7 @@ A key stands here with the kind of its values; `check` walks the table on the re
 the type that verl's own value has, so `trainer.val_only=no`, which is a text and so true, is refused.
 """
 
+import math
 from functools import cache
 from typing import Any
 
@@ -123,3 +124,12 @@ def _types() -> dict[str, type]:
 
 def _type(value: Any) -> Any:
     return float if type(value) is int else type(value)
+
+
+def check_finite(config: DictConfig) -> None:
+    """Raise ValueError for any number that is NaN or infinite, whoever reads it."""
+    for section in config:
+        for key, value in leaves(config[section], str(section)):
+            require(
+                not isinstance(value, float) or math.isfinite(value), f"{said(key, value)}: set it to a finite number"
+            )

@@ -61,6 +61,7 @@ def _check(config: DictConfig) -> SRPOConfig:
     check_run(config)
     check_resume(config)
     ranges.check_types(config)
+    ranges.check_finite(config)
     return settings
 
 

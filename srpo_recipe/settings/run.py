@@ -3,7 +3,7 @@
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from srpo_recipe.verify.settings import require
 
+CAUSES = ("reward", "loss", "gradient", "skipped")  # health.py has what they mean
 AUTO, ANYWAY = "auto", "anyway"
 CONSOLES = ("lines", "all")
 
@@ -51,6 +52,11 @@ class RunConfig:
     # Groups of rollouts that each training step writes into run.dir/samples, token by token, and questions that each
     # validation does; `python -m srpo_recipe.inspect` shows them. 0 for none.
     samples: int = 2
+    # What ends a run at once, with the step, the rows and the last checkpoint: reward (one that is no finite number, or a step
+    # without one verification that came to an end), loss and gradient (not finite), skipped (most_skipped steps in a row with
+    # an optimiser step skipped, for a gradient that is not finite). [] for nothing.
+    stop_on: Any = field(default_factory=lambda: list(CAUSES))
+    most_skipped: int = 3
     # What the screen shows of a run: lines (the method's own; the libraries' go to run.dir/logs) or all.
     console: str = "lines"
 
@@ -65,6 +71,17 @@ def check(config: DictConfig) -> None:
     require(
         resume in (AUTO, ANYWAY) or (step and resume > 0),
         f"run.resume={resume}: set it to auto, to anyway (go on although settings differ), or to a checkpoint's step",
+    )
+    causes = [config.run.stop_on] if isinstance(config.run.stop_on, str) else config.run.stop_on or []
+    unknown = [cause for cause in causes if cause not in CAUSES]
+    require(
+        not unknown,
+        f"run.stop_on has {', '.join(map(str, unknown))}: set it to a list of {', '.join(CAUSES)}, or to [] for none",
+    )
+    most = config.run.most_skipped
+    require(
+        most >= 1,
+        f"run.most_skipped={most}: set it to a whole number of at least 1, or leave skipped out of run.stop_on",
     )
     require(config.run.console in CONSOLES, f"run.console={config.run.console}: set it to {' or '.join(CONSOLES)}")
     require(

@@ -29,6 +29,16 @@ def wired(config: DictConfig) -> bool:
     return custom.path == REWARD_MODULE and custom.name == LIMITED
 
 
+def seconds_each(config: DictConfig) -> float:
+    """How much longer a reward may take for each rollout that an agent-loop worker has waiting: all of them may take the whole
+    limit, the other workers have as many, and one reward worker may have them all. 0 where there are no limits.
+    """
+    section = config.srpo.verifier
+    if section.name is None and not wired(config):
+        return 0.0
+    return section.time_limit / section.processes * config.actor_rollout_ref.rollout.agent.num_workers
+
+
 def check(config: DictConfig, settings: VerifierConfig) -> None:
     """Raise ValueError for a verifier that cannot be had, for two rewards at once, and for settings of no verifier."""
     if settings.name is None:

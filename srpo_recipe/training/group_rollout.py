@@ -27,7 +27,9 @@ from verl.experimental.agent_loop.agent_loop import (
 )
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ, apply_greedy_sampling_params
 
+from srpo_recipe.settings.wire import seconds_each
 from srpo_recipe.training.group_batch import Group, queue_rows, reward_batch
+from srpo_recipe.training.watch.reward_watch import RewardWatch
 from srpo_recipe.verify.contract import scalar
 from srpo_recipe.verify.failures import FOLDER, FailureLog
 
@@ -147,7 +149,8 @@ class GroupWorker(_VerlWorker):
             return
         started = asyncio.get_running_loop().time()
         worker = random.choice(self.reward_loop_worker_handles)
-        results = await worker.compute_score_batch.remote(reward_batch(group))
+        with self._rewards.waits(len(group), worker):
+            results = await worker.compute_score_batch.remote(reward_batch(group))
         seconds = asyncio.get_running_loop().time() - started
         for (_, output), result in zip(group, results, strict=True):
             output.reward_score = result["reward_score"]
@@ -156,7 +159,8 @@ class GroupWorker(_VerlWorker):
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
         """verl's scoring of a single rollout; kwargs: its row."""
-        await super()._compute_score(outputs, kwargs)
+        with self._rewards.waits(1):
+            await super()._compute_score(outputs, kwargs)
         self._take_number(outputs[-1], kwargs)
 
     def _take_number(self, output: AgentLoopOutput, row: dict) -> None:
@@ -185,6 +189,10 @@ class GroupWorker(_VerlWorker):
             )
         response = self.tokenizer.decode(output.response_ids, skip_special_tokens=True)
         self._failures(failure, error, response, (row.get("reward_model") or {}).get("ground_truth"))
+
+    @cached_property
+    def _rewards(self) -> RewardWatch:
+        return RewardWatch(self.config.srpo.stall_seconds, seconds_each(self.config))
 
     @cached_property
     def _failures(self) -> FailureLog:

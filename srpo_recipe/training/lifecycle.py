@@ -1,5 +1,7 @@
 """What surrounds a step: how the trainer is built, watched, logged, saved, resumed and stopped."""
 
+from contextlib import contextmanager
+
 import ray
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.trainer.ppo.utils import Role
@@ -14,6 +16,7 @@ from srpo_recipe.records.metrics import dropped
 from srpo_recipe.records.metrics_file import JsonLines
 from srpo_recipe.run import loggers, stop, sync_gap
 from srpo_recipe.run.curve import Curve
+from srpo_recipe.run.health import Health, Unhealthy, advice
 from srpo_recipe.run.say import END, phase_done, say
 from srpo_recipe.run.step_log import StepLog
 from srpo_recipe.run.summary import measure
@@ -38,6 +41,8 @@ class LifecycleTrainer(PPOTrainerSync):
             # verl would correct old log-probs that are not there yet (trainer_base.py:1765); the update does it (losses.py)
             config.algorithm.rollout_correction = None
         self.step_log = StepLog(config, self.srpo)
+        stop_on = config.run.stop_on or []
+        self.health = Health([stop_on] if isinstance(stop_on, str) else list(stop_on), config.run.most_skipped)
         super().__init__(config)
         # verl asks for a second model where a KL term needs it; the self-teacher is that model, without the term
         self.use_reference_policy = self.srpo.needs_teacher
@@ -207,6 +212,16 @@ class LifecycleTrainer(PPOTrainerSync):
         if "jsonl" not in self.logger.logger:
             self.logger.logger["jsonl"] = JsonLines(f"{self.config.run.dir}/metrics.jsonl", self.resumed_step)
             self.logger.logger["curve"] = Curve(self.config)  # behind the file that it draws
+
+    @contextmanager
+    def healthy(self):
+        """A step whose numbers end the run: its cause goes to the screen, with the last checkpoint."""
+        try:
+            yield
+        except Unhealthy as error:
+            newest = checkpoint.newest_whole(self.config.trainer.default_local_dir)
+            report(compose("its numbers are broken", f"step {self.global_steps}", str(error), advice(newest)))
+            raise
 
     def _flush_logs(self):
         if getattr(self, "logger", None) is not None:

@@ -34,11 +34,14 @@ class SRPOTrainer(SampledTrainer):
         with marked_timer("route", self.timing_raw, color="yellow"):
             rows = verified.read(batch, self.srpo.needs_teacher)
             batch.reorder(verified.settled_order(rows, batch))
+            with self.healthy():
+                self.health.rewards(self.global_steps, [(row.index, row.session, row.info) for row in rows.values()])
         batch = super()._balance_batch(batch, metrics, *args, **kwargs)
         with marked_timer("route", self.timing_raw, color="yellow"):
             found, rollouts = verified.in_batch_order(rows, batch, self.tokenizer.eos_token_id)
             self.decision = decide(rollouts, self.routing, self.prompts, self.global_steps)
             agents, self.infos = [row.agent for row in found], [row.info for row in found]
+            self.step_log.reason = next((str(info["error"]) for info in self.infos if info.get("error")), "")[:200]
             metrics.update(routing_metrics.routing(self.decision, agents, self.infos))
             if self.old_policy == "update" and self.decision.prompts:
                 self._deal_rows(batch, metrics)
@@ -83,5 +86,8 @@ class SRPOTrainer(SampledTrainer):
         """GRPO and DW-SDPO in one loss, and the EMA after every optimiser step: in the workers (worker.py, engine.py)."""
         batch.extra_info[IMPORTANCE_CAP] = self.importance_cap
         batch = super()._update_actor(batch, metrics)
+        with self.healthy():
+            rollouts = self.decision.rollouts
+            self.health.update(self.global_steps, metrics, rollouts.index_B[rollouts.real_B].tolist())
         self.write_shown(batch, self.decision, self.shown, self.infos)
         return batch
