@@ -15,6 +15,7 @@ from srpo_recipe.run.usual import Usual
 from srpo_recipe.settings.compose import compose_config
 from srpo_recipe.settings.kinds import leaves
 from srpo_recipe.settings.rules import check
+from srpo_recipe.settings.run import causes
 from srpo_recipe.settings.wire import seconds_each
 from srpo_recipe.training.watch import reward_watch
 from srpo_recipe.training.watch.reward_watch import RewardWatch, stacks
@@ -132,23 +133,25 @@ def test_no_number_of_the_config_may_be_nan_or_infinite(config):
     ("key", "value", "message"),
     [
         ("run.stop_on", ["reward", "los"], "run.stop_on has los: set it to a list of reward, loss, gradient, skipped"),
+        ("run.stop_on", 3, "run.stop_on has 3: set it to a list of"),
+        ("run.stop_on", "always", "run.stop_on has always"),
         ("run.most_skipped", 0, "set it to a whole number of at least 1"),
     ],
 )
 def test_a_rule_that_is_none_is_refused(config, key, value, message):
-    before = OmegaConf.select(config, key)
-    OmegaConf.update(config, key, value)
+    changed = OmegaConf.masked_copy(config, list(config))
+    OmegaConf.update(changed, key, value, merge=False)
     with pytest.raises(ValueError, match=message):
-        check(config)
-    OmegaConf.update(config, key, before)
+        check(changed)
 
 
 def test_the_rule_is_on_and_may_be_turned_off(config):
     assert list(config.run.stop_on) == list(CAUSES)
     for value in ([], None, "reward", ["loss"]):
-        OmegaConf.update(config, "run.stop_on", value, merge=False)
-        check(config)
-    OmegaConf.update(config, "run.stop_on", list(CAUSES), merge=False)
+        changed = OmegaConf.masked_copy(config, list(config))
+        OmegaConf.update(changed, "run.stop_on", value, merge=False)
+        check(changed)
+        assert causes(changed) == ([value] if isinstance(value, str) else value or [])
 
 
 # ---- rewards that do not come ----

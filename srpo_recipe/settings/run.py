@@ -72,8 +72,7 @@ def check(config: DictConfig) -> None:
         resume in (AUTO, ANYWAY) or (step and resume > 0),
         f"run.resume={resume}: set it to auto, to anyway (go on although settings differ), or to a checkpoint's step",
     )
-    causes = [config.run.stop_on] if isinstance(config.run.stop_on, str) else config.run.stop_on or []
-    unknown = [cause for cause in causes if cause not in CAUSES]
+    unknown = [cause for cause in causes(config) if cause not in CAUSES]
     require(
         not unknown,
         f"run.stop_on has {', '.join(map(str, unknown))}: set it to a list of {', '.join(CAUSES)}, or to [] for none",
@@ -93,6 +92,13 @@ def check(config: DictConfig) -> None:
         f"run.resume={resume} chooses the checkpoint, and so does trainer.resume_mode={mode}: leave trainer.resume_mode at "
         "auto",
     )
+
+
+def causes(config: DictConfig) -> list[Any]:
+    """What ends the run at once."""
+    given = config.run.stop_on
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    return list(given or []) if several or given is None else [given]
 
 
 def overridden(overrides: Sequence[str]) -> str:

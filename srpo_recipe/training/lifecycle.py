@@ -21,6 +21,7 @@ from srpo_recipe.run.say import END, phase_done, say
 from srpo_recipe.run.step_log import StepLog
 from srpo_recipe.run.summary import measure
 from srpo_recipe.settings.read import from_plain, old_policy
+from srpo_recipe.settings.run import causes
 from srpo_recipe.training.fields import NO_CAP
 from srpo_recipe.training.watch.report import OTHER, compose, error_text, report
 from srpo_recipe.training.watch.trainer_watch import Watchdog
@@ -41,8 +42,7 @@ class LifecycleTrainer(PPOTrainerSync):
             # verl would correct old log-probs that are not there yet (trainer_base.py:1765); the update does it (losses.py)
             config.algorithm.rollout_correction = None
         self.step_log = StepLog(config, self.srpo)
-        stop_on = config.run.stop_on or []
-        self.health = Health([stop_on] if isinstance(stop_on, str) else list(stop_on), config.run.most_skipped)
+        self.health = Health(causes(config), config.run.most_skipped)
         super().__init__(config)
         # verl asks for a second model where a KL term needs it; the self-teacher is that model, without the term
         self.use_reference_policy = self.srpo.needs_teacher
