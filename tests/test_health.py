@@ -41,7 +41,7 @@ def rows(*infos):
             [GOOD, failed("not_finite"), failed("crash")],
             "1 of 3 rewards of step 7 are no finite numbers: not_finite, the reason",
         ),
-        ([GOOD, failed("not_finite"), {}], r"rows: extra_info.index 11 \(rollout 1\)$"),
+        ([GOOD, failed("not_finite"), {}], "extra_info.index/rollout: 11/1$"),
         (
             [failed("crash"), failed("timeout")],
             "not one of the 2 verifications of step 7 came to an end: crash, the reason of a",

@@ -43,8 +43,8 @@ class Health:
             return
         found = broken or failed
         first = found[0][2]
-        places = [f"extra_info.index {index} (rollout {number})" for index, number, _ in found]
-        raise Unhealthy(f"{what}: {first['failure']}, {first.get('error')}; rows: {_some(places)}")
+        places = [f"{index}/{number}" for index, number, _ in found]
+        raise Unhealthy(f"{what}: {first['failure']}, {first.get('error')}; extra_info.index/rollout: {_some(places)}")
 
     def update(self, step: int, metrics: Mapping[str, float], indices: Sequence[int]) -> None:
         """Look at a step's update. metrics: under their final names; indices: of the prompts that it was made from.
@@ -65,8 +65,9 @@ class Health:
 def advice(newest: int | None) -> str:
     """What to do, newest: the step of the last whole checkpoint."""
     back = f"The last whole checkpoint is that of step {newest}" if newest else "There is no checkpoint yet"
+    again = "goes on from there" if newest else "starts from the beginning"
     return (
-        f"{back}. The same command goes on from there and, as every draw is seeded, to the same numbers, unless something is "
+        f"{back}. The same command {again} and, as every draw is seeded, comes to the same numbers, unless something is "
         "changed: the rows, the verifier, or the learning rate.\n"
         f"run.stop_on without the cause lets the run go on (causes: {', '.join(CAUSES)}; [] for none): a step without a finite "
         "gradient moves nothing, and a reward that is no finite number counts as 0."
