@@ -7,6 +7,7 @@ worker that stands still, may not.
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -77,9 +78,14 @@ class RewardWatch:
 
 
 def stacks(server=None) -> str:
-    """Run on a reward worker: where its threads are that call reward functions."""
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    return "\n".join(stack(one) for one in sys._current_frames() if names.get(one, "").startswith("asyncio_"))
+    """Run on a reward worker: where its threads are that call reward functions, those of an executor."""
+    return "\n".join(stack(thread) for thread, frame in sys._current_frames().items() if _works(frame))
+
+
+def _works(frame) -> bool:
+    """Whether a thread runs what an executor was given."""
+    calls = [(call.name, call.filename) for call in traceback.extract_stack(frame)]
+    return any(name == "run" and file.endswith("concurrent/futures/thread.py") for name, file in calls)
 
 
 def stacks_of(worker) -> str:
