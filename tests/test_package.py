@@ -166,6 +166,8 @@ print("requires", *(found.requires or []))
     lines = python("-c", code).splitlines()
     assert {
         "console_scripts:srpo-train=srpo_recipe.main:main",
+        "console_scripts:srpo-data=srpo_recipe.data.__main__:main",
+        "console_scripts:srpo-compare=srpo_recipe.inspect.compare:main",
         "verl.plugins:srpo=srpo_recipe.plugin",
         "vllm.general_plugins:srpo_recipe_cpu=srpo_recipe.machine:register_with_vllm",
     } <= set(lines)
@@ -188,3 +190,49 @@ print(get_platform().device_name)
 """
     )
     assert python("-c", code).split()[-1] == "cpu"
+
+
+def test_the_metadata_say_what_the_package_is(python):
+    code = (
+        FROM_WHEEL
+        + """
+from importlib.metadata import Distribution
+(found,) = Distribution.discover(name="srpo_recipe", path=[str(HOME)])
+print(json.dumps({key: found.metadata.get_all(key) for key in ("Project-URL", "Classifier", "Requires-Dist")}))
+"""
+    )
+    found = json.loads(python("-c", code).splitlines()[-1])
+    assert "Paper, https://arxiv.org/abs/2604.02288" in found["Project-URL"]
+    assert {f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12)} <= set(found["Classifier"])
+    assert not [line for line in found["Requires-Dist"] if line.startswith("flash")]  # its metadata want torch first
+
+
+def test_every_command_with_an_own_parser_has_a_console_script(python):
+    code = (
+        FROM_WHEEL
+        + """
+from importlib.metadata import Distribution
+(found,) = Distribution.discover(name="srpo_recipe", path=[str(HOME)])
+for point in found.entry_points.select(group="console_scripts"):
+    assert callable(point.load()), point
+    print("script", point.name)
+"""
+    )
+    names = {line.split()[1] for line in python("-c", code).splitlines() if line.startswith("script ")}
+    wanted = "train doctor plan eval inspect export verify data compare"
+    assert names == {f"srpo-{name}" for name in wanted.split()}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_gpu_extra_resolves_to_the_tried_versions(wheel, tmp_path):
+    """A dry run of pip, which needs an index. With flash-attn in the extra it ended: that package's metadata want torch."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--dry-run", "--ignore-installed"]
+    report = tmp_path / "report.json"
+    run([*pip, "--quiet", "--report", str(report), f"{wheel}[gpu]"], tmp_path)
+    metadata = [part["metadata"] for part in json.loads(report.read_text())["install"]]
+    found = {part["name"].lower(): part["version"].partition("+")[0] for part in metadata}
+    lines = (ROOT / "requirements" / "constraints-gpu.txt").read_text().splitlines()
+    pinned = dict(line.partition(" ;")[0].split("==") for line in lines if "==" in line and not line.startswith("#"))
+    for name in ("torch", "vllm", "transformers"):
+        assert found[name] == pinned[name], name
