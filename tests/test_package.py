@@ -196,6 +196,7 @@ def test_the_metadata_say_what_the_package_is(python):
     code = (
         FROM_WHEEL
         + """
+import json
 from importlib.metadata import Distribution
 (found,) = Distribution.discover(name="srpo_recipe", path=[str(HOME)])
 print(json.dumps({key: found.metadata.get_all(key) for key in ("Project-URL", "Classifier", "Requires-Dist")}))
