@@ -272,7 +272,7 @@ SCRIPT = """
 import os
 from srpo_recipe.verify.pool import VerifierPool
 print("imported", flush=True)
-pool = VerifierPool("{users}:obey", "strict", 0.3, 2, 0)
+pool = VerifierPool("{users}:obey", "strict", 600.0, 2, 0)
 pool.submit("work", "").result(60)
 pool.submit("spin", "")
 server = pool._processes._server.pid
