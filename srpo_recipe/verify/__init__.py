@@ -18,14 +18,14 @@ from importlib.util import find_spec
 from srpo_recipe.verify import choice, math, tool_use
 from srpo_recipe.verify.contract import FAILURES, MODES, Verdict, Verifier
 from srpo_recipe.verify.functions import function_at
+from srpo_recipe.verify.mathematics import published
 
 __all__ = ["BENCHMARKS", "FAILURES", "MODES", "VERIFIERS", "Verdict", "Verifier", "resolve"]
 
-# Mathematics has one rule: no number was published with another.
 VERIFIERS: dict[str, dict[str, Verifier]] = {
     "choice": {"strict": choice.strict, "published": choice.published},
     "tool_use": {"strict": tool_use.strict, "published": tool_use.published},
-    "math": {"strict": math.verify, "published": math.verify},
+    "math": {"strict": math.verify, "published": published.verify},
 }
 
 # Who judges which benchmark (data/tasks.py has where each is from); config/task/<name>.yaml says the same to training.
