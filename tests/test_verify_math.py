@@ -1,113 +1,80 @@
-"""Mathematics: which text is the answer, and which answers are equal."""
+"""Mathematics, the strict mode: the table of docs/verifiers.md, rule by rule, and what no table holds."""
+
+import re
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("math_verify")
 
+from srpo_recipe.verify import resolve
 from srpo_recipe.verify.adversarial import GARBAGE
-from srpo_recipe.verify.math import LONGEST_ANSWER, UNREADABLE, WRONG, answer_text, verify
+from srpo_recipe.verify.math import UNREADABLE, WRONG, verify, why_unread
+from srpo_recipe.verify.mathematics import answer_text, published
+from srpo_recipe.verify.mathematics.published import LONGEST_ANSWER
 
-
-@pytest.mark.parametrize(
-    ("response", "text"),
-    [
-        (r"so \boxed{42}", "42"),
-        (r"\boxed{1} no, \boxed{42} it is.", "42"),
-        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"\boxed {\{1, 2\}} set", r"\{1, 2\}"),
-        (r"\fbox{7}", "7"),
-        (r"<think>\boxed{1}</think>\boxed{2}", "2"),
-        (r"\boxed{1} and \boxed{2", None),
-        (r"\boxed{}", None),
-        (r"\boxed{1}\boxed{}", None),
-        (r"\boxed{" + "1" * LONGEST_ANSWER + "}", "1" * LONGEST_ANSWER),
-        (r"\boxed{1" + "1" * LONGEST_ANSWER + "}", None),
-        (r"<think>\boxed{1}</think>", None),
-        ("The answer is $x = 5$.", "x = 5"),
-        ("so\n$$\nx = 5\n$$\n", "x = 5"),
-        (r"so \[ \frac{1}{2} \]", r"\frac{1}{2}"),
-        (r"so \(5\).", "5"),
-        ("**Answer: 5**", "5"),
-        ("The answer is **-1,234.5**.", "-1,234.5"),
-        ("#### 18", "18"),
-        ("x = 2/3", "2/3"),
-        ("half of it\n0.5", "0.5"),
-        ("it is 5 or 6", None),
-        ("it is 5 apples", None),
-        ("x = sqrt(3)", None),
-        ("costs $5", None),
-        ("the 3", None),
-        ("", None),
-        ("is .", None),
-        ("is 0." + "3" * LONGEST_ANSWER, None),
-    ],
-)
-def test_the_answer_of_a_response(response, text):
-    assert answer_text(response) == text
-
-
-EQUAL = [
-    (r"\frac{1}{2}", "0.5"),
-    ("0.5", r"\frac{1}{2}"),
-    ("1/2", r"$\frac{1}{2}$"),
-    ("042", "42"),
-    ("42.0", "42"),
-    (r"2\sqrt{3}", r"\sqrt{12}"),
-    ("x^2 + 2x + 1", "(x+1)^2"),
-    ("2, 1", "1,2"),
-    (r"\{1, 2\}", r"\{2, 1\}"),
-    ("x = 5", "5"),
-    ("5", "x=5"),
-    ("1,234", "1234"),
-    (r"7 \text{ cm}", "7"),
-    (r"50\%", "0.5"),
-    (r"\text{Evelyn}", "Evelyn"),
-    ("3.141593", r"\pi"),
-    ("0.333333", "1/3"),
-    ("5.67e-8", r"5.67 \times 10^{-8}"),
-    (r"4.5 \cdot 10^{33}", "4.5e33"),
-    (r"\frac{1}{30}", "0.0333333"),
-    (r"(-\infty, 2)", "x < 2"),
-    ("0.0", "0"),
-]
-DIFFERENT = [
-    ("43", "42"),
-    ("-42", "42"),
-    ("(2, 1)", "(1, 2)"),
-    ("1, 2, 3", "1, 2"),
-    (r"\{5, 6\}", "5"),
-    (r"5 \text{ or } 6", "5"),
-    ("3.14", r"\pi"),
-    ("0.333", "1/3"),
-    ("x^2 + 2x + 2", "(x+1)^2"),
-    ("[1, 2]", "(1, 2)"),
-    ("3 - 4i", "3 + 4i"),
-    ("1/0", "5"),
-    # math-verify alone takes each of these for equal
-    ("5.7e-8", "5.67e-8"),
-    ("0", "5.67e-8"),
-    (r"6.6 \times 10^{-34}", r"6.626 \times 10^{-34}"),
-    (r"2 \cdot 10^{-20}", "10^{-20}"),
-    ("1e-7", "0"),
+PAGE = Path(__file__).parents[1] / "docs" / "verifiers.md"
+ROW = re.compile(r"^\| ([^|`]+) \| `` (.+?) `` \| `` (.+?) `` \| (\w+) \|$", re.M)
+TABLE = [
+    (rule, *(cell.replace(r"\|", "|") for cell in cells), wanted)
+    for rule, *cells, wanted in ROW.findall(PAGE.read_text())
 ]
 
-
-@pytest.mark.parametrize(("answer", "truth"), EQUAL)
-def test_equal_answers_score_and_vote_alike(answer, truth):
-    verdict, gold = verify(rf"\boxed{{{answer}}}", truth), verify(rf"\boxed{{{truth.strip('$')}}}", truth)
-    assert (verdict.reward, verdict.parsed, verdict.feedback) == (1.0, True, None)
-    assert gold.reward == 1.0 and verdict.answer == gold.answer
-
-
-@pytest.mark.parametrize(("answer", "truth"), DIFFERENT)
-def test_different_answers_do_not(answer, truth):
-    verdict = verify(rf"\boxed{{{answer}}}", truth)
-    assert (verdict.reward, verdict.parsed, verdict.feedback) == (0.0, True, WRONG)
+ALIKE = [(r"\frac{1}{2}", "0.5", "0.50", r"\frac{2}{4}"), ("1024", "2^{10}", "2^10", "1,024"), ("2,1", "1,2")]
+APART = [
+    ("1", "1-1/2^{100}"),
+    ("1/2004!", "1/2006!"),
+    ("0", "2^{-300}"),
+    ("(1,2)", "(2,1)"),
+    (r"\pi", "3.14159265358979"),
+]
+ENDLESS = ["9^{9^{9^9}}", "10^{1000000}", "999999!", "((9!)!)!", r"\binom{10^9}{10^8}", "2^{2^{2^{2^{2^2}}}}"]
 
 
-def test_wrong_answers_that_are_the_same_number_vote_alike():
-    answers = {verify(rf"\boxed{{{text}}}", "7").answer for text in (r"\frac{1}{2}", "0.5", "0.50", r"\frac{2}{4}")}
-    assert answers == {"0.5"}
+@pytest.mark.parametrize("rule, truth, answer, wanted", TABLE, ids=[f"{row[0]}-{row[2]}" for row in TABLE])
+def test_the_table_of_rules(rule, truth, answer, wanted):
+    judge = resolve("math", "strict", "value" if rule.startswith("percent=value") else "optional")
+    if wanted == "refused":
+        with pytest.raises(ValueError, match="cannot be read as mathematics"):
+            judge(answer, truth)
+        return
+    verdict = judge(answer, truth)
+    assert verdict.parsed == (wanted != "none")
+    assert verdict.reward == (1.0 if wanted == "1" else 0.0)
+    assert verdict.feedback == {"none": UNREADABLE, "0": WRONG, "1": None}[wanted]
+
+
+def test_the_table_is_read():
+    assert len(TABLE) >= 70 and {row[-1] for row in TABLE} == {"0", "1", "none", "refused"}
+
+
+def test_the_table_holds_what_the_published_rule_gets_wrong():
+    wrong = 0
+    for _, truth, answer, wanted in TABLE:
+        try:
+            reward = published.verify(answer, truth).reward
+        except ValueError:
+            reward = None
+        wrong += reward != (1.0 if wanted == "1" else None if wanted == "refused" else 0.0)
+    assert wrong >= 20
+
+
+@pytest.mark.parametrize("texts", ALIKE)
+def test_one_number_has_one_text_for_votes(texts):
+    assert len({verify(rf"\boxed{{{text}}}", "7").answer for text in texts}) == 1
+
+
+@pytest.mark.parametrize("texts", APART)
+def test_two_numbers_do_not_vote_alike(texts):
+    """Before, 1 and 1-1/2^{100} were one answer to a majority."""
+    assert len({verify(rf"\boxed{{{text}}}", "7").answer for text in texts}) == 2
+
+
+@pytest.mark.parametrize("text", ENDLESS)
+def test_what_would_not_end_is_not_read(text):
+    verdict = verify(rf"\boxed{{{text}}}", "7")
+    assert (verdict.reward, verdict.parsed) == (0.0, False)
+    assert "cannot be read as mathematics" in why_unread(text)
 
 
 @pytest.mark.parametrize("truth", ["5", r"\frac{1}{3}", "x^2+1", "(1,2)"])
@@ -118,10 +85,36 @@ def test_garbage_is_worth_nothing(truth):
         assert verdict.parsed or verdict.feedback == UNREADABLE
 
 
-@pytest.mark.parametrize("truth", ["", "  ", "$", r"\boxed{}"])
+@pytest.mark.parametrize("truth", ["", "  ", "$", r"\boxed{}", "1" * (LONGEST_ANSWER + 1)])
 def test_a_ground_truth_that_cannot_be_read_is_refused(truth):
     with pytest.raises(ValueError, match="cannot be read as mathematics"):
         verify(r"\boxed{5}", truth)
+    assert why_unread("5") is None
+
+
+@pytest.mark.parametrize(
+    ("response", "text"),
+    [
+        (r"so \boxed{42}", "42"),
+        (r"\boxed{1} no, \boxed{42} it is.", "42"),
+        (r"\boxed{1} then \boxed 5", "5"),
+        (r"\boxed 5 then \boxed{1}", "1"),
+        (r"<think>\boxed{1}</think>\boxed{2}", "2"),
+        (r"\boxed{1} and \boxed{2", None),
+        (r"\boxed{}", None),
+        (r"\boxed{1" + "1" * LONGEST_ANSWER + "}", None),
+        (r"so \[ \frac{1}{2} \]", r"\frac{1}{2}"),
+        ("The answer is **-1,234.5**.", "-1,234.5"),
+        ("#### 18", "18"),
+        ("it is 5 or 6", None),
+        ("$3$ and $4$", None),
+        ("It isn't $4$", None),
+        ("x = sqrt(3)", None),
+        ("", None),
+    ],
+)
+def test_the_answer_of_a_response(response, text):
+    assert answer_text.strict(response) == text
 
 
 def test_the_answer_is_found_in_linear_time():
@@ -129,13 +122,15 @@ def test_the_answer_is_found_in_linear_time():
     for text in (
         r"\boxed{" * 300_000,
         r"\boxed{1} " * 300_000,
+        r"\boxed 1 " * 300_000,
         r"\boxed{" + "{" * 300_000 + "}" * 300_000,
         "=1" * 300_000,
         "is " * 300_000,
         "1" * 300_000,
         "= " + " " * 300_000 + "x",
         "$" * 300_000,
+        "not $1$ " * 100_000,
         r"\(" * 300_000 + r"\)",
         "." * 300_000,
     ):
-        answer_text(text)
+        answer_text.strict(text)

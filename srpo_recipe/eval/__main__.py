@@ -20,7 +20,7 @@ from srpo_recipe.export import WEIGHTS
 from srpo_recipe.settings.arguments import integer, json_object, real
 from srpo_recipe.settings.kinds import above, at_least, whole
 from srpo_recipe.settings.ranges import COUNT, SHARE
-from srpo_recipe.verify import MODES
+from srpo_recipe.verify import MODES, PERCENT
 from srpo_recipe.verify.settings import VerifierConfig
 
 
@@ -43,6 +43,9 @@ def arguments(command: Sequence[str] | None = None) -> argparse.Namespace:
     add("--limit", type=integer(COUNT), help="only the first questions of each file")
     add("--verifier", help="choice, tool_use, math, or a verifier of your own, package.module:function")
     add("--reward", help="instead: package.module:function or file.py:function with verl's compute_score signature")
+    add(
+        "--percent", choices=PERCENT, help=f"of math: whether 28 answers 28%% (default: the run's, or {limits.percent})"
+    )
     add("--mode", choices=MODES, help=f"of the verifier (default: the run's, or {limits.mode})")
     add(
         "--time-limit",

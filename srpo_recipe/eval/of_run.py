@@ -22,6 +22,7 @@ class Judged(NamedTuple):
     options: str = ""
     mode: str = VerifierConfig.mode
     time_limit: float = VerifierConfig.time_limit
+    percent: str = VerifierConfig.percent
 
 
 def config_of(model: str) -> Path | None:
@@ -49,7 +50,7 @@ def fill(args: argparse.Namespace) -> Judged:
         asked = OmegaConf.select(config, "data.apply_chat_template_kwargs")
         chat = OmegaConf.to_container(asked) if isinstance(asked, DictConfig) else {}
         system = OmegaConf.select(config, "srpo.system_prompt")
-    values = {"time_limit": judged.time_limit, "chat_options": chat, "system_prompt": system}
+    values = {"time_limit": judged.time_limit, "percent": judged.percent, "chat_options": chat, "system_prompt": system}
     for name, value in values.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -75,7 +76,7 @@ def _read(file: Path) -> DictConfig:
 def _judged(config: DictConfig) -> Judged:
     verifier: Any = OmegaConf.select(config, "srpo.verifier") or {}
     function: Any = OmegaConf.select(config, "reward.custom_reward_function") or {}
-    limits = {name: verifier[name] for name in ("mode", "time_limit") if verifier.get(name) is not None}
+    limits = {name: verifier[name] for name in ("mode", "time_limit", "percent") if verifier.get(name) is not None}
     if verifier.get("name"):
         return Judged(verifier=verifier["name"], **limits)
     path = function.get("path")

@@ -94,7 +94,12 @@ class Scorer:
     def __enter__(self) -> "Scorer":
         for rule in sorted({rule for rule in self._rules.values() if rule.kind == "verifier"}, key=str):
             pool = VerifierPool(
-                rule.name, rule.mode, self._limits.time_limit, self._limits.processes, self._limits.memory_mb
+                rule.name,
+                rule.mode,
+                self._limits.time_limit,
+                self._limits.processes,
+                self._limits.memory_mb,
+                percent=self._limits.percent,
             )
             self._verifiers[rule] = self._pools.enter_context(pool)
         return self

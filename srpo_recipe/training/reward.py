@@ -35,6 +35,7 @@ def _open(key: str, verifier: Mapping[str, Any], run_dir: str) -> None:
                 settings.processes,
                 settings.memory_mb,
                 FailureLog(Path(run_dir) / FOLDER),
+                settings.percent,
             )
             _opened[key] = settings, pool
 

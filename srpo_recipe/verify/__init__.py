@@ -13,14 +13,16 @@
 Nothing here imports verl, ray or torch. What verl's reward workers call is training/reward.py.
 """
 
+from functools import partial
 from importlib.util import find_spec
 
 from srpo_recipe.verify import choice, math, tool_use
 from srpo_recipe.verify.contract import FAILURES, MODES, Verdict, Verifier
 from srpo_recipe.verify.functions import function_at
 from srpo_recipe.verify.mathematics import published
+from srpo_recipe.verify.mathematics.reading import PERCENT
 
-__all__ = ["BENCHMARKS", "FAILURES", "MODES", "VERIFIERS", "Verdict", "Verifier", "resolve"]
+__all__ = ["BENCHMARKS", "FAILURES", "MODES", "PERCENT", "VERIFIERS", "Verdict", "Verifier", "resolve"]
 
 VERIFIERS: dict[str, dict[str, Verifier]] = {
     "choice": {"strict": choice.strict, "published": choice.published},
@@ -36,8 +38,8 @@ BENCHMARKS: dict[str, str] = {
 }
 
 
-def resolve(name: str, mode: str = "strict") -> Verifier:
-    """The verifier `name` in `mode`.
+def resolve(name: str, mode: str = "strict", percent: str = PERCENT[0]) -> Verifier:
+    """The verifier `name` in `mode`. percent: what `math` makes of a percent sign, one of PERCENT (docs/verifiers.md).
 
     name: a row of VERIFIERS, or a function of the user's: "package.module:function" or "path/to/file.py:function"
     (mode must then be strict). Raises ValueError with the mend for an unknown name or mode, and when the function
@@ -48,7 +50,7 @@ def resolve(name: str, mode: str = "strict") -> Verifier:
     if name in VERIFIERS:
         if name == "math" and find_spec("math_verify") is None:
             raise ValueError("the verifier math needs math-verify: pip install 'srpo_recipe[math]'")
-        return VERIFIERS[name][mode]
+        return partial(math.verify, percent=percent) if (name, mode) == ("math", "strict") else VERIFIERS[name][mode]
     place, _, function = name.rpartition(":")
     if not place or not function:
         raise ValueError(

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from srpo_recipe.verify import BENCHMARKS, MODES, VERIFIERS
+from srpo_recipe.verify import BENCHMARKS, MODES, PERCENT, VERIFIERS
 from srpo_recipe.verify.pool import VerifierPool
 from srpo_recipe.verify.score import keeps_contract, score
 from srpo_recipe.verify.settings import VerifierConfig
@@ -29,6 +29,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "path/to/file.py:function",
     )
     parser.add_argument("--mode", choices=MODES, default=defaults.mode)
+    parser.add_argument("--percent", choices=PERCENT, default=defaults.percent, help="of math: whether 28 answers 28%%")
     parser.add_argument("--time-limit", type=float, default=defaults.time_limit, help="seconds for one verification")
     parser.add_argument("--processes", type=int, default=defaults.processes, help="verifications at a time")
     parser.add_argument("--memory-mb", type=int, default=defaults.memory_mb, help="of one process; 0 for no limit")
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         name = BENCHMARKS.get(options.task, options.task)
         settings = VerifierConfig(name, options.mode, options.time_limit, options.processes, options.memory_mb)
         limits = (settings.time_limit, settings.processes, settings.memory_mb)
-        with VerifierPool(name, settings.mode, *limits) as pool:
+        with VerifierPool(name, settings.mode, *limits, percent=options.percent) as pool:
             if options.contract:
                 return int(not keeps_contract(pool, options.file, name))
             totals = score(pool, options.file, options.feedback)

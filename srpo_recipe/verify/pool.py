@@ -7,7 +7,7 @@ need of a limit.
 from concurrent.futures import Future
 from typing import Any
 
-from srpo_recipe.verify import resolve
+from srpo_recipe.verify import PERCENT, resolve
 from srpo_recipe.verify.contract import Verdict, checked
 from srpo_recipe.verify.failures import Failures, Handler
 from srpo_recipe.verify.processes.client import Processes
@@ -20,7 +20,7 @@ LINEAR = ("choice", "tool_use")
 class VerifierPool:
     """Verifies responses with one verifier, each under a hard limit; a context manager.
 
-    name, mode: as for `srpo_recipe.verify.resolve`. time_limit: seconds of wall clock for one verification, from when a
+    name, mode, percent: as for `srpo_recipe.verify.resolve`. time_limit: seconds of wall clock for one verification, from when a
     process takes it up. processes: verifications at a time. memory_mb: what one may take on top of the address space that its
     process starts with, 0 for no limit.
     on_failure is called, in a thread of its own, for every verification that timed out or crashed. Raises ValueError when
@@ -35,13 +35,14 @@ class VerifierPool:
         processes: int,
         memory_mb: int,
         on_failure: Handler | None = None,
+        percent: str = PERCENT[0],
     ):
-        self.verifier = resolve(name, mode)
+        self.verifier = resolve(name, mode, percent)
         self._failures = None if on_failure is None else Failures(on_failure)
         self._processes: Processes | None = None
         if name not in LINEAR:
             preload = ["srpo_recipe.verify.warm"] if name == "math" else []
-            self._processes = Processes("verifier", [name, mode], time_limit, processes, memory_mb, preload)
+            self._processes = Processes("verifier", [name, mode, percent], time_limit, processes, memory_mb, preload)
 
     def __enter__(self) -> "VerifierPool":
         return self

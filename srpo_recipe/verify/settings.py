@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from srpo_recipe.verify import MODES
+from srpo_recipe.verify import MODES, PERCENT
 
 
 def require(holds: bool, message: str) -> None:
@@ -43,6 +43,8 @@ class VerifierConfig:
     name: str | None = None
     # strict, or published: the rule behind the published numbers.
     mode: str = "strict"
+    # Whether 28 answers 28% and 28% answers 28 (optional), or 28% is 0.28 alone (value). Of math, strict.
+    percent: str = PERCENT[0]
     # Seconds of wall clock after which a verification is ended, its reward 0.
     time_limit: float = 5.0
     # Verifications at a time in each of verl's reward workers (reward.num_workers).
@@ -54,6 +56,10 @@ class VerifierConfig:
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
 
     def __post_init__(self) -> None:
+        require(
+            self.percent in PERCENT,
+            f"srpo.verifier.percent={self.percent!r} is unknown; choose one of {', '.join(PERCENT)}",
+        )
         require(self.mode in MODES, f"srpo.verifier.mode={self.mode!r} is unknown; choose one of {', '.join(MODES)}")
         require(
             0.0 < self.time_limit < math.inf,

@@ -56,6 +56,8 @@ def strict(response: str) -> str | None:
     found = _delimited(text)
     if found is None or found[1] is None:
         line = text[text.rfind("\n") + 1 :]
+        if len(line) > 2 * LONGEST_ANSWER:  # the search is quadratic in spaces
+            line = "…" + line[-2 * LONGEST_ANSWER :]
         plain = _STRICT_NUMBER.search(line)
         if plain is None or _hedged(line[: plain.start("number")]):
             return None

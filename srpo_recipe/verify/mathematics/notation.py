@@ -100,6 +100,8 @@ def _as_text(text: str) -> str | None:
         return word.casefold()
     if not re.fullmatch(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*", word) or word in FUNCTIONS:
         return None
+    if " " in word:
+        raise Unread(f"{word!r} is a sentence; what is one answer stands in \\text{{...}}")
     return word.casefold() if len(word) > 3 or word.casefold() in SHORT_WORDS else None
 
 

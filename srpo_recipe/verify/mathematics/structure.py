@@ -27,8 +27,8 @@ MOST_PARTS = 200
 
 @dataclass(frozen=True)
 class Value:
-    """kind: number (also an expression with letters), list (unordered), tuple (ordered, in the brackets `marks`), set (sympy's, of
-    reals), relation (marks: = or <, <=; parts[0] is left minus right), matrix (marks: its shape), ratio. name: of `x = 5`, the
+    """kind: number (also an expression with letters), list (unordered), tuple (ordered, in the brackets `marks`), set (sympy
+    has it), relation (marks: = or <, <=; parts[0] is left minus right), matrix (marks: its shape), ratio. name: of `x = 5`, the
     letter.
     """
 

@@ -15,9 +15,9 @@ from srpo_recipe.verify.contract import Verdict, checked, entries
 from srpo_recipe.verify.functions import function_at
 
 
-def verifier(name: str, mode: str) -> Callable[[str, str], dict[str, Any]]:
+def verifier(name: str, mode: str, percent: str) -> Callable[[str, str], dict[str, Any]]:
     """A verifier, as for `srpo_recipe.verify.resolve`; the fields of its verdict."""
-    judge = resolve(name, mode)
+    judge = resolve(name, mode, percent)
     if name == "math":
         # Already there, unless the server was started for another verifier.
         import srpo_recipe.verify.warm  # noqa: F401
