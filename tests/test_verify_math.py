@@ -134,3 +134,27 @@ def test_the_answer_is_found_in_linear_time():
         "." * 300_000,
     ):
         answer_text.strict(text)
+
+
+def made_up(count: int, seed: int) -> list[tuple[str, str, bool]]:
+    import sys
+
+    sys.path.insert(0, str(PAGE.parents[1] / "benchmarks"))
+    try:
+        import math_pairs
+    finally:
+        sys.path.pop(0)
+    return list(math_pairs.pairs(count, seed))
+
+
+@pytest.mark.parametrize("count, seed", [(400, 1), pytest.param(10_000, 2, marks=pytest.mark.slow)])
+def test_no_wrong_pair_scores_and_no_right_one_is_missed(count, seed):
+    pairs = made_up(count, seed)
+    assert 0.3 < sum(right for *_, right in pairs) / count < 0.7
+    assert [pair for pair in pairs if verify(rf"\boxed{{{pair[1]}}}", pair[0]).reward != float(pair[2])] == []
+
+
+def test_a_word_is_itself_whether_marked_as_text_or_not():
+    for truth, answer in ((r"\text{tea}", "tea"), ("tea", r"\text{tea}"), (r"\text{Tea}", "tea")):
+        assert verify(rf"\boxed{{{answer}}}", truth).reward == 1.0
+    assert verify(r"\boxed{eat}", r"\text{tea}").reward == 0.0

@@ -14,6 +14,7 @@ from srpo_recipe.data.problems import BadRow, Refused, shown
 from srpo_recipe.data.readers import Row
 from srpo_recipe.data.tasks import MATH_TEMPLATE, Hub
 from srpo_recipe.method.chat import fill, with_system_prompt
+from srpo_recipe.verify.mathematics.answer_text import of_truth
 
 # SciKnowEval's rows carry no chat prompt. These are the turns of the published splits, word for word: the published
 # numbers were measured with them.
@@ -36,7 +37,6 @@ SCIKNOWEVAL_TEMPLATE = "{question}\n\n{options}\nPlease reason step by step."
 SCIKNOWEVAL_LEVEL = "L3"
 SCIKNOWEVAL_TYPES = ("mcq-4-choices", "mcq-2-choices")
 
-_BOXED = re.compile(r"\\boxed\{(.*)\}", re.DOTALL)
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -224,9 +224,7 @@ _TURN = ("role", "content")
 
 
 def bare(answer: str) -> str:
-    r"""An answer without the \boxed{} or the pair of dollars around the whole of it."""
-    answer = answer.strip()
-    boxed = _BOXED.fullmatch(answer)
-    answer = boxed.group(1).strip() if boxed else answer
+    r"""The answer in a text: in the last \boxed{} of a solution, behind `####` or "the answer is", without dollars around it."""
+    answer = of_truth(answer)
     single = len(answer) > 2 and answer[0] == answer[-1] == "$" and "$" not in answer[1:-1]
     return answer[1:-1].strip() if single else answer

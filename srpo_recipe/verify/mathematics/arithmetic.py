@@ -166,7 +166,8 @@ class _Reader(Tokens):
         value = self.sum()
         self.expect(OPEN[opening])
         self.depth -= 1
-        return sympy().Abs(value) if opening == r"\lvert" else value
+        wrapped = {r"\lvert": "Abs", r"\lfloor": "floor", r"\lceil": "ceiling"}.get(opening)
+        return getattr(sympy(), wrapped)(value) if wrapped else value
 
     def _absolute(self) -> Any:
         value = self.sum()

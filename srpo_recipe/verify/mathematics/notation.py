@@ -35,7 +35,7 @@ class Written:
 
 # ---- characters and commands that mean the same ----
 
-_SPACES = re.compile(r"\\[,;:> ]|~|\\q?quad\b|\\hspace\{[^{}]*\}|\s+")
+_SPACES = re.compile(r"(?<!\\)\\[,;:> ]|~|\\q?quad\b|\\hspace\{[^{}]*\}|\s+")
 _PLAIN = [
     (re.compile(r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|limits|!)(?![A-Za-z])"), ""),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),

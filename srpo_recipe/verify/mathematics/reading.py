@@ -93,11 +93,7 @@ def same(truth: Reading, answer: Reading, percent: str) -> bool:
     and nothing else. A unit may be missing on one side; two different ones make two answers.
     """
     if truth.value is None or answer.value is None:
-        return (truth.how.text, truth.how.base, truth.how.digits) == (
-            answer.how.text,
-            answer.how.base,
-            answer.how.digits,
-        ) and (truth.value is answer.value)
+        return _key(truth.how) == _key(answer.how)
     if truth.how.unit and answer.how.unit and truth.how.unit != answer.how.unit:
         return False
     one, other = truth.number, answer.number
@@ -110,6 +106,12 @@ def same(truth: Reading, answer: Reading, percent: str) -> bool:
         return True
     values = (reading.number / 100 if reading.how.percent else reading.number for reading in (truth, answer))
     return one_sided and exact.equal(*values)
+
+
+def _key(how: Written) -> tuple:
+    """Of an answer that is compared as it is written: tea is the word of \\text{tea}, though alone it may be a product."""
+    letters = how.latex.replace(" ", "").casefold() if how.latex is not None else None
+    return how.text or letters, how.base, how.digits
 
 
 def _same_number(one: Any, other: Any, decimal: tuple | None, other_decimal: tuple | None) -> bool:

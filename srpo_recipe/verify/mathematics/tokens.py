@@ -9,7 +9,7 @@ DEEPEST = 60  # brackets inside of each other
 TOKEN = re.compile(r"\s*(\d+|\\[A-Za-z]+|\\.|[A-Za-z]|.)", re.DOTALL)
 TIMES = (r"\cdot", r"\times", r"\ast", "*")
 OVER = ("/", r"\div")
-OPEN = {"(": ")", "[": "]", "{": "}", r"\lvert": r"\rvert"}
+OPEN = {"(": ")", "[": "]", "{": "}", r"\lvert": r"\rvert", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 GREEK = {
     rf"\{name}"
     for name in (

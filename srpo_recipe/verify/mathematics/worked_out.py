@@ -41,6 +41,8 @@ def _digits(number: Any) -> float:
 
 
 def factorial(value: Any) -> Any:
+    if value.free_symbols:
+        return sympy().factorial(value)
     if not value.is_Integer or not 0 <= value <= LARGEST_FACTORIAL:
         raise Unread("a factorial of what is no whole number, or of too large a one")
     return sympy().factorial(value)
