@@ -43,8 +43,6 @@ class VerifierConfig:
     name: str | None = None
     # strict, or published: the rule behind the published numbers.
     mode: str = "strict"
-    # Whether 28 answers 28% and 28% answers 28 (optional), or 28% is 0.28 alone (value). Of math, strict.
-    percent: str = PERCENT[0]
     # Seconds of wall clock after which a verification is ended, its reward 0.
     time_limit: float = 5.0
     # Verifications at a time in each of verl's reward workers (reward.num_workers).
@@ -53,6 +51,8 @@ class VerifierConfig:
     memory_mb: int = 2048
     # Whether a reward function of your own (reward.custom_reward_function) has these limits, too. A verifier always has.
     limits: bool = True
+    # Whether 28 answers 28% and 28% answers 28 (optional), or 28% is 0.28 alone (value). Of math, strict.
+    percent: str = PERCENT[0]
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
 
     def __post_init__(self) -> None:
