@@ -1,6 +1,7 @@
 """Bad data is refused, each kind by name: file, row, key, what was expected and what is there."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,11 @@ def damage(source: Path, *kinds: str) -> None:
         row, changed, *_ = DAMAGE[kind]
         lines[row - 1] = changed
     source.write_bytes(b"".join(lines))
+
+
+@pytest.fixture(autouse=True)
+def no_word_of_a_logger_whose_stream_another_test_has_closed(monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)
 
 
 def prepare(source: Path, *more) -> tuple[int, Path]:
