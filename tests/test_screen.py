@@ -108,8 +108,14 @@ def test_a_terminal_has_a_bar_of_the_steps_below_the_lines():
     shown = screen.Screen(terminal, terminal, 0.0)
     shown.phase("data")
     shown.line("step 3/40 | reward [bold]0.5")
+    print("a library")
     shown.line(f"{PHASE}{END}")
     shown.close()
     text = terminal.getvalue()
-    assert "step 3/40 | reward [bold]0.5" in text and "3/40" in text.split("reward")[1] and END not in text
+    assert (
+        "a library" not in text
+        and "step 3/40 | reward [bold]0.5" in text
+        and "3/40" in text.split("reward")[1]
+        and END not in text
+    )
     assert shown.ended.is_set()

@@ -49,7 +49,7 @@ class Screen:
 
     def _phase(self, name: str) -> None:
         now = time.time()
-        print(f"  {name:<16}  {now - self.last:5.1f} s", file=self.out, flush=True)
+        print(f"  {name:<18}  {now - self.last:5.1f} s", file=self.out, flush=True)
         self.last = now
 
     def close(self) -> None:
@@ -67,7 +67,9 @@ class _Bar:
 
         self.console = Console(file=out, highlight=False, soft_wrap=True)
         columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-        self.progress = Progress("steps", *columns, console=self.console, transient=True)
+        # rich would take over what the libraries write as well, and show it
+        apart = {"redirect_stdout": False, "redirect_stderr": False}
+        self.progress = Progress("steps", *columns, console=self.console, transient=True, **apart)
         self.task: Any = None
 
     def line(self, text: str) -> None:
