@@ -68,8 +68,9 @@ class _Bar:
         self.console = Console(file=out, highlight=False, soft_wrap=True)
         columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
         # rich would take over what the libraries write as well, and show it
-        apart = {"redirect_stdout": False, "redirect_stderr": False}
-        self.progress = Progress("steps", *columns, console=self.console, transient=True, **apart)
+        self.progress = Progress(
+            "steps", *columns, console=self.console, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
         self.task: Any = None
 
     def line(self, text: str) -> None:
