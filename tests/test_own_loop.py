@@ -35,6 +35,7 @@ def test_its_step_line_is_the_recipes():
     import runpy
 
     from srpo_recipe.run.step_log import StepLog
+    from srpo_recipe.run.usual import Usual
 
     example = runpy.run_path(str(EXAMPLE))
     found = {
@@ -48,7 +49,7 @@ def test_its_step_line_is_the_recipes():
         "route/response_length_policy": 25.0, "route/response_length_distill": 10.0,
     }  # fmt: skip
     log = StepLog.__new__(StepLog)
-    log.seconds = [2.0]
+    log.seconds, log.usual = [2.0], Usual()
     assert example["step_line"](3, 40, found, 2.0) == log._line(3, 40, metrics)
     nothing = {**found, "weight": torch.zeros(0), "entropy": torch.zeros(0), "sdpo": torch.zeros(0)}
     bare = {name: value for name, value in metrics.items() if "actor/distill" not in name} | {
