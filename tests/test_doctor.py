@@ -380,7 +380,8 @@ ROW = {
 def data_overrides(folder: Path, rows: list[dict]) -> list[str]:
     file = folder / "rows.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(rows), file)
-    return ["task=parquet", f"data.train_files={file}", f"data.val_files=[{file}]", "data.train_batch_size=8"]
+    given = [f"data.train_files={file}", f"data.val_files=[{file}]", "data.train_batch_size=8"]
+    return ["task=parquet", "srpo.verifier.name=math", *given]
 
 
 def test_data_that_training_can_read(tmp_path):
@@ -391,18 +392,25 @@ def test_data_that_training_can_read(tmp_path):
 @pytest.mark.parametrize(
     "row, found",
     [
-        ({key: value for key, value in ROW.items() if key != "reward_model"}, "lacks the column reward_model"),
+        (
+            {key: value for key, value in ROW.items() if key != "reward_model"},
+            "reward_model must be an object with ground_truth",
+        ),
         (
             {key: value for key, value in ROW.items() if key != "prompt"} | {"question": "2+3?"},
-            "lacks the column prompt",
+            "prompt must be a list of chat messages",
         ),
         (ROW | {"prompt": "2+3?"}, "row 0: prompt must be a list of chat messages"),
-        (ROW | {"reward_model": {"style": "rule"}}, "row 0: there is no reward_model.ground_truth"),
+        (ROW | {"reward_model": {"style": "rule"}}, "row 0: reward_model must be an object with ground_truth"),
         (ROW | {"extra_info": {"split": "train"}}, "row 0: extra_info.index is missing"),
     ],
 )
 def test_data_without_what_training_reads(tmp_path, row, found):
-    fails("data", *data_overrides(tmp_path, [row] * 8), found=found, fix="scripts/prepare_data.sh")
+    rows = [
+        row | {"extra_info": row["extra_info"] | ({"index": n} if "index" in row["extra_info"] else {})}
+        for n in range(8)
+    ]
+    fails("data", *data_overrides(tmp_path, rows), found=found, fix="scripts/prepare_data.sh")
 
 
 def test_data_that_is_missing_or_cut_off_or_too_little(tmp_path):
@@ -410,6 +418,6 @@ def test_data_that_is_missing_or_cut_off_or_too_little(tmp_path):
     fails("data", *overrides, found="4 rows to train on", fix="data.train_batch_size=4")
     file = tmp_path / "rows.parquet"
     os.truncate(file, file.stat().st_size // 2)
-    fails("data", *overrides, found="cannot be read as a parquet file", fix="scripts/prepare_data.sh")
+    fails("data", *overrides, found="cannot be read: Parquet magic bytes not found", fix="scripts/prepare_data.sh")
     file.unlink()
     fails("data", *overrides, found="is not there", fix="data.train_files")

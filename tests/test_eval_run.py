@@ -268,7 +268,7 @@ ROW = {
         ({"prompt": [{"role": "user"}]}, "prompt must be a list of chat messages with the texts role and content"),
         ({"reward_model": {"style": "rule"}}, "reward_model.ground_truth must be a text"),
         ({"reward_model": {"ground_truth": 3}}, "reward_model.ground_truth must be a text"),
-        ({"extra_info": {"index": "five"}}, "extra_info.index must be a whole number"),
+        ({"extra_info": {"index": ""}}, "extra_info.index must be a whole number or a text"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, change, told):

@@ -54,7 +54,7 @@ def test_a_row_without_an_index_is_named(tmp_path, suffix, row, extra):
     assert "Give\nevery row a number of its own in extra_info.index" in str(error.value)
 
 
-@pytest.mark.parametrize("extra", [{}, {"index": "7"}, {"index": 7.5}, {"index": True}], ids=str)
+@pytest.mark.parametrize("extra", [{}, {"index": ""}, {"index": 7.5}, {"index": True}], ids=str)
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
 def test_an_index_that_is_no_whole_number_is_refused(tmp_path, suffix, extra):
     path, rows = tmp_path / f"rows.{suffix}", [{**own, "extra_info": extra} for own in ROWS]
@@ -106,6 +106,8 @@ def config(tmp_path):
 
     def make(*overrides):
         given = [f"data.train_files={files['train']}", f"data.val_files={files['test']}", f"run.root={tmp_path}"]
+        reward = ["path=pkg://srpo_recipe.starter.sums", "name=compute_score"]
+        given += [f"reward.custom_reward_function.{one}" for one in reward]
         return compose_config(["task=parquet", "hardware=cpu", *given, *overrides])
 
     return make
@@ -145,7 +147,7 @@ def test_generated_rows_have_an_index_of_their_own_in_each_file(tmp_path, made):
 def test_embedded_data_are_looked_at_when_they_are_written(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "srpo_recipe.run.prepare.require_index", lambda file: seen.append(pq.read_metadata(file).num_rows)
+        "srpo_recipe.data.usable.require_index", lambda file: seen.append(pq.read_metadata(file).num_rows)
     )
     sizes = ["task.generate.train_size=12", "task.generate.test_size=5"]
     prepare(compose_config(["hardware=cpu", *sizes, f"run.root={tmp_path}"]))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from srpo_recipe.method import seeds
 from srpo_recipe.method.chat import CHAT, is_chat
 from srpo_recipe.records.files import open_parquet
 
@@ -58,5 +59,10 @@ def _question(file: str, number: int, row: dict[str, Any]) -> Question:
     require(isinstance(task, str) and task != "", "data_source", "the task's name")
     require(is_chat(messages), "prompt", CHAT)
     require(isinstance(truth, str), "reward_model.ground_truth", "a text")
-    require(isinstance(index, int), "extra_info.index", "a whole number")
-    return Question(file, number, str(task), index, messages, str(truth), extra_info)
+    named = isinstance(index, str) and index != ""
+    require(
+        named or (isinstance(index, int) and not isinstance(index, bool)),
+        "extra_info.index",
+        "a whole number or a text",
+    )
+    return Question(file, number, str(task), seeds.row_number(index), messages, str(truth), extra_info)

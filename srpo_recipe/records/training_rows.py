@@ -17,7 +17,7 @@ every row a number of its own in {INDEX}, as `python -m srpo_recipe.data` does."
 
 
 def require_index(path: str | Path) -> None:
-    """Raises ValueError, with file and row (from 0), when a row has no whole number of its own in extra_info.index.
+    """Raises ValueError, with file and row (from 0), when a row has no whole number or text of its own in extra_info.index.
 
     path: a .parquet, .json or .jsonl file, as verl's loader takes them. Of a parquet file that one column is read, a row group
     at a time. Raises ValueError too for a file that is not there or cannot be read. The rows of another file may have the same
@@ -28,12 +28,12 @@ def require_index(path: str | Path) -> None:
         raise ValueError(f"{path}: verl reads rows from files that end in {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise ValueError(f"{path} is not there; correct data.train_files or data.val_files")
-    rows: dict[int, int] = {}
+    rows: dict[int | str, int] = {}
     for row, index in enumerate(_in_parquet(path) if path.suffix == ".parquet" else _in_json(path)):
         if index is None:
             problem = "is missing"
-        elif not isinstance(index, int) or isinstance(index, bool):
-            problem = f"must be a whole number, not {index!r}"
+        elif not (isinstance(index, int | str) and index != "") or isinstance(index, bool):
+            problem = f"must be a whole number, or a text, not {index!r}"
         elif rows.setdefault(index, row) != row:
             problem = f"is {index}, as in row {rows[index]}"
         else:

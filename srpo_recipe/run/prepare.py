@@ -8,7 +8,7 @@ import hydra
 import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from srpo_recipe.records.training_rows import require_index
+from srpo_recipe.data import usable
 from srpo_recipe.run import folder
 from srpo_recipe.settings.places import PATHS
 from srpo_recipe.settings.wire import wire
@@ -26,7 +26,7 @@ def prepare(config: DictConfig) -> None:
     _check_root(config.run.root)
     if config.task.get("generate"):
         hydra.utils.instantiate(config.task.generate)
-    _check_rows(config.data)
+    _check_rows(config)
 
 
 def _check_root(root: str) -> None:
@@ -57,17 +57,16 @@ def fill(config: DictConfig) -> None:
         agent.agent_loop_config_path = agent.agent_loop_config_path or str(PACKAGE / "agent_loops.yaml")
 
 
-def _check_rows(data: DictConfig) -> None:
-    """Before anything starts: every row that verl's own loader will read has an index."""
+def _check_rows(config: DictConfig) -> None:
+    """Before anything starts: every row that verl's own loader will read can be used."""
+    data = config.data
     if data.custom_cls.path is not None:
         return  # a loader of the user's: its files are its own, and so is the index that it gives
-    for key in ("train_files", "val_files"):
-        files = data[key] or []
-        for file in [files] if isinstance(files, str) else files:
+    for key in usable.FILES:
+        for file in usable.files(data, key):
             if "://" in file:
                 print(f"data.{key}: {file} is not on this machine, so its rows are not looked at", flush=True)
-            else:
-                require_index(file)
+    usable.check(config)
 
 
 def _room_for_a_prompt(config: DictConfig) -> None:

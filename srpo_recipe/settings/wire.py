@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from srpo_recipe.verify import resolve
+from srpo_recipe.verify.functions import function_at
 from srpo_recipe.verify.settings import VerifierConfig, require
 
 REWARD_MODULE, VERIFIER, LIMITED = "pkg://srpo_recipe.training.reward", "compute_score", "limited_score"
@@ -40,7 +41,10 @@ def seconds_each(config: DictConfig) -> float:
 
 
 def check(config: DictConfig, settings: VerifierConfig) -> None:
-    """Raise ValueError for a verifier that cannot be had, for two rewards at once, and for settings of no verifier."""
+    """Raise ValueError for a verifier or a reward function that cannot be had, for two rewards at once, and for settings of no
+    verifier.
+    """
+    _check_function(config)
     if settings.name is None:
         may_differ = LIMITS if limited(config) and settings.limits else ()
         used = {name: getattr(settings, name) for name in may_differ}
@@ -66,6 +70,20 @@ def check(config: DictConfig, settings: VerifierConfig) -> None:
         resolve(settings.name, settings.mode)
     except ValueError as error:
         raise ValueError(f"srpo.verifier: {error}") from error
+
+
+def _check_function(config: DictConfig) -> None:
+    """The user's own reward function is there."""
+    custom = config.reward.custom_reward_function
+    if custom.path is None or wired(config) or _dotted(custom.path).startswith(OURS):
+        return
+    place = _dotted(custom.path).removeprefix("pkg://").removeprefix("file://")
+    try:
+        function_at(f"{place}:{custom.name}")
+    except ValueError as error:
+        raise ValueError(
+            f"reward.custom_reward_function.path={custom.path}, name={custom.name}: {error}; correct them, or set path to null"
+        ) from None
 
 
 def wire(config: DictConfig) -> None:

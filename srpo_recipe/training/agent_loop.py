@@ -12,7 +12,7 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
 
 from srpo_recipe.method.chat import with_system_prompt
-from srpo_recipe.method.seeds import checksum
+from srpo_recipe.method.seeds import checksum, row_number
 
 # The chat of the rollout that runs in this task, empty until it is rendered: one instance of a loop may serve many rollouts.
 _student_chat: ContextVar[dict[str, Any] | None] = ContextVar("student_chat", default=None)
@@ -32,7 +32,8 @@ class TeachableLoop(AgentLoopBase):
 
     async def run(self, sampling_params: dict[str, Any], **kwargs) -> AgentLoopOutput:
         srpo = self.config.srpo
-        seed = checksum(srpo.seed, kwargs.get("global_steps"), kwargs.get("index"), kwargs.get("session_id"))
+        index = row_number(kwargs.get("index", 0))
+        seed = checksum(srpo.seed, kwargs.get("global_steps"), index, kwargs.get("session_id"))
         kwargs["raw_prompt"] = with_system_prompt(kwargs["raw_prompt"], srpo.system_prompt)
         chat: dict[str, Any] = {}
         token = _student_chat.set(chat)

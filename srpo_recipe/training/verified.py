@@ -12,6 +12,7 @@ from torch import Tensor
 from transfer_queue import KVBatchMeta
 
 from srpo_recipe.method.decision import Decision, Rollouts
+from srpo_recipe.method.seeds import row_number
 from srpo_recipe.method.self_teacher import StudentChat
 from srpo_recipe.training.fields import DISTILL, POLICY, SEEN, TEACHER_ROW
 
@@ -52,7 +53,7 @@ def read(batch: KVBatchMeta, needs_teacher: bool) -> dict[str, Verified]:
         if needs_teacher and told is None:
             raise NotImplementedError(NO_CHAT.format(key=key, loop=extra.get("agent_loop")))
         rows[key] = Verified(
-            int(index),
+            row_number(index),
             uid,
             session,
             float(scores.sum()),

@@ -1,0 +1,174 @@
+"""Whether a run can use its rows, looked at before anything starts: each file as verl's own loader reads it, row by row.
+
+The doctor and the start of a run ask the same functions. A file on another machine, and one that a loader of the user's reads,
+are not looked at.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from srpo_recipe.data.template import check_template
+from srpo_recipe.method.chat import CHAT, is_chat, with_system_prompt
+from srpo_recipe.records.training_rows import SUFFIXES, require_index
+from srpo_recipe.verify import VERIFIERS, resolve
+from srpo_recipe.verify.functions import function_at
+
+FILES = ("train_files", "val_files")
+# All rows of a file up to so many, and of a larger one about as many, spread over it.
+MOST_ROWS = 20_000
+BATCH = 500
+_LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+
+
+@dataclass(frozen=True)
+class Usable:
+    """Rows by data.train_files and data.val_files, and an example of each data_source: its chat and ground truth."""
+
+    rows: dict[str, int]
+    examples: dict[str, tuple[list[dict[str, str]], Any]]
+
+
+def files(data: DictConfig, key: str) -> list[str]:
+    value = data[key] or []
+    return [value] if isinstance(value, str) else list(value)
+
+
+def look(config: DictConfig) -> Usable:
+    """Look at all files of a run. Raises ValueError with file, row (from 0) and key of the first row that cannot be used."""
+    data = config.data
+    found: dict[str, int] = dict.fromkeys(FILES, 0)
+    examples: dict[str, tuple[list[dict[str, str]], Any]] = {}
+    for key in FILES:
+        for file in files(data, key):
+            if "://" in file:
+                continue
+            try:
+                table = load(file)
+            except ValueError as error:
+                raise ValueError(f"{error}; correct data.{key}") from None
+            require_index(file)
+            found[key] += len(table)
+            for number, row in _rows(table):
+                try:
+                    source, chat, truth = checked(row, config)
+                except ValueError as error:
+                    raise ValueError(f"{file} row {number}: {error}") from None
+                examples.setdefault(source, (chat, truth))
+    return Usable(found, examples)
+
+
+def load(file: str) -> Any:
+    """The rows of a file through `datasets`, as verl's loader takes them. Raises ValueError where it could not."""
+    import datasets
+
+    path = Path(file)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{file}: verl reads rows from files that end in {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise ValueError(f"{file} is not there")
+    datasets.disable_progress_bars()
+    try:
+        table = datasets.load_dataset(_LOADERS[path.suffix], data_files=str(path), split="train")
+    except Exception as error:  # of pyarrow, of datasets, StopIteration for an empty file
+        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{file} cannot be read: {reason}") from error
+    if not len(table):
+        raise ValueError(f"{file} holds no row")
+    return table
+
+
+def _rows(table: Any) -> Iterator[tuple[int, Any]]:
+    step = max(1, len(table) // MOST_ROWS)
+    wanted = range(0, len(table), step)
+    for start in range(0, len(wanted), BATCH):
+        numbers = wanted[start : start + BATCH]
+        yield from zip(numbers, table.select(numbers).to_list(), strict=True)
+
+
+def checked(row: Any, config: DictConfig) -> tuple[str, list[dict[str, str]], Any]:
+    """(data_source, chat, ground truth) of a row. Raises ValueError with the key and what it must be."""
+    data = config.data
+    chat, source = row.get(data.prompt_key), row.get(data.reward_fn_key)
+    if not is_chat(chat):
+        raise ValueError(f"{data.prompt_key} must be {CHAT}, not {_shown(chat)}")
+    if chat[-1]["role"] != "user" or not chat[-1]["content"].strip():
+        raise ValueError(f"{data.prompt_key} must end in a user turn with a text, not in {_shown(chat[-1])}")
+    if not isinstance(source, str) or not source:
+        raise ValueError(f"{data.reward_fn_key} must be the name of the row's source, not {_shown(source)}")
+    model = row.get("reward_model")
+    if not isinstance(model, dict) or "ground_truth" not in model:
+        raise ValueError(f"reward_model must be an object with ground_truth, not {_shown(model)}")
+    truth = model["ground_truth"]
+    if truth is None:
+        raise ValueError("reward_model.ground_truth is missing")
+    extra = row.get("extra_info")
+    if extra is not None and not isinstance(extra, dict):
+        raise ValueError(f"extra_info must be an object, not {_shown(extra)}")
+    _check_truth(truth, config)
+    return source, chat, truth
+
+
+def _check_truth(truth: Any, config: DictConfig) -> None:
+    """What the run's verifier cannot read would be a failed verification in every step."""
+    verifier = config.srpo.verifier
+    if verifier.name is None:
+        return
+    if not isinstance(truth, str) or not truth.strip():
+        raise ValueError(f"reward_model.ground_truth must be a text, not {_shown(truth)}")
+    if verifier.name in VERIFIERS:
+        try:
+            resolve(verifier.name, verifier.mode, verifier.percent)("", truth)
+        except ValueError as error:
+            raise ValueError(f"reward_model.ground_truth: {error}") from None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def chats(found: Usable, config: DictConfig) -> list[list[dict[str, str]]]:
+    """An example of each data_source as the student sees it."""
+    return [with_system_prompt(chat, config.srpo.system_prompt) for chat, _ in found.examples.values()]
+
+
+def options(data: DictConfig) -> dict[str, Any]:
+    """What the chat template is given besides."""
+    given = data.get("apply_chat_template_kwargs")
+    plain = OmegaConf.to_container(given, resolve=True) if given else {}
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}
+
+
+def check_sources(found: Usable, config: DictConfig) -> None:
+    """Raise ValueError for a data_source that neither the run nor verl has a reward for."""
+    if config.srpo.verifier.name is not None or config.reward.custom_reward_function.path is not None:
+        return
+    score = function_at("verl.utils.reward_score:default_compute_score")
+    for source, (_, truth) in found.examples.items():
+        try:
+            score(source, "", truth)
+        except NotImplementedError:
+            raise ValueError(
+                f"no reward is known for the data_source {source!r}: name a verifier (srpo.verifier.name=choice, tool_use, math "
+                "or your own), or reward.custom_reward_function.path and .name"
+            ) from None
+        except Exception:  # of verl's own rule on an empty answer, which a step would count as a failed reward
+            continue
+
+
+def check(config: DictConfig) -> Usable:
+    """All of it: rows, sources, and the chat template of a model that is a folder here. Raises ValueError."""
+    found = look(config)
+    check_sources(found, config)
+    model = config.actor_rollout_ref.model
+    if found.examples and Path(model.path).expanduser().is_dir() and not model.custom_chat_template:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(model.tokenizer_path or Path(model.path).expanduser())
+        check_template(tokenizer, chats(found, config), options(config.data))
+    return found
