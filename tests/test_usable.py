@@ -145,6 +145,33 @@ def test_a_run_without_a_reward_is_refused(tmp_path, overrides, says):
     assert says in str(error.value)
 
 
+FUNCTIONS = {
+    "gives nothing": ("return None", "gives no number for the response '' to a row of 'mine'"),
+    "raises": ("raise KeyError('level')", "level"),
+    "wants another row": ("return float(args[3]['level'])", "level"),
+    "hangs": ("import time; time.sleep(60)", "timeout"),
+}
+
+
+@pytest.mark.parametrize("body, says", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_a_reward_function_is_asked_for_a_row_before_the_run(tmp_path, body, says):
+    """Before, training ended at step 1, minutes later."""
+    head = "def compute_score(*args, **named):\n    args = args or tuple(named.values())"
+    (tmp_path / "mine.py").write_text(f"{head}\n    {body}\n")
+    given = [f"reward.custom_reward_function.path={tmp_path}/mine.py", "srpo.verifier.time_limit=1"]
+    refused(composed(tmp_path, [good(n) for n in range(ROWS)], *given, verifier=None), says)
+
+
+def test_a_reward_function_that_answers_is_let_through(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def compute_score(data_source, solution_str, ground_truth, extra_info):\n    return 0.5\n"
+    )
+    given = [f"reward.custom_reward_function.path={tmp_path}/mine.py"]
+    config = composed(tmp_path, [good(n) for n in range(ROWS)], *given, verifier=None)
+    assert doctors(Case([], config))[0] == PASS
+    prepare(config)
+
+
 @pytest.mark.parametrize("template, says", TEMPLATES.values(), ids=TEMPLATES)
 def test_a_template_that_does_not_render_the_chats_is_refused(tmp_path, template, says):
     shutil.copytree(TINY, tmp_path / "model")

@@ -5,17 +5,20 @@ are not looked at.
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from srpo_recipe.data.template import check_template
 from srpo_recipe.method.chat import CHAT, is_chat, with_system_prompt
 from srpo_recipe.records.training_rows import SUFFIXES, require_index
+from srpo_recipe.settings.wire import limited, wire, wired
 from srpo_recipe.verify import VERIFIERS, resolve
 from srpo_recipe.verify.functions import function_at
+from srpo_recipe.verify.rewards import RewardPool
 
 FILES = ("train_files", "val_files")
 # All rows of a file up to so many, and of a larger one about as many, spread over it.
@@ -24,12 +27,18 @@ BATCH = 500
 _LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 
 
+class Example(NamedTuple):
+    chat: list[dict[str, str]]
+    truth: Any
+    extra: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Usable:
-    """Rows by data.train_files and data.val_files, and an example of each data_source: its chat and ground truth."""
+    """Rows by data.train_files and data.val_files, and an example of each data_source: chat, ground truth and extra_info."""
 
     rows: dict[str, int]
-    examples: dict[str, tuple[list[dict[str, str]], Any]]
+    examples: dict[str, Example]
 
 
 def files(data: DictConfig, key: str) -> list[str]:
@@ -41,7 +50,7 @@ def look(config: DictConfig) -> Usable:
     """Look at all files of a run. Raises ValueError with file, row (from 0) and key of the first row that cannot be used."""
     data = config.data
     found: dict[str, int] = dict.fromkeys(FILES, 0)
-    examples: dict[str, tuple[list[dict[str, str]], Any]] = {}
+    examples: dict[str, Example] = {}
     for key in FILES:
         for file in files(data, key):
             if "://" in file:
@@ -54,10 +63,10 @@ def look(config: DictConfig) -> Usable:
             found[key] += len(table)
             for number, row in _rows(table):
                 try:
-                    source, chat, truth = checked(row, config)
+                    source, example = checked(row, config)
                 except ValueError as error:
                     raise ValueError(f"{file} row {number}: {error}") from None
-                examples.setdefault(source, (chat, truth))
+                examples.setdefault(source, example)
     return Usable(found, examples)
 
 
@@ -89,8 +98,8 @@ def _rows(table: Any) -> Iterator[tuple[int, Any]]:
         yield from zip(numbers, table.select(numbers).to_list(), strict=True)
 
 
-def checked(row: Any, config: DictConfig) -> tuple[str, list[dict[str, str]], Any]:
-    """(data_source, chat, ground truth) of a row. Raises ValueError with the key and what it must be."""
+def checked(row: Any, config: DictConfig) -> tuple[str, Example]:
+    """(data_source, the example that the row is). Raises ValueError with the key and what it must be."""
     data = config.data
     chat, source = row.get(data.prompt_key), row.get(data.reward_fn_key)
     if not is_chat(chat):
@@ -109,7 +118,7 @@ def checked(row: Any, config: DictConfig) -> tuple[str, list[dict[str, str]], An
     if extra is not None and not isinstance(extra, dict):
         raise ValueError(f"extra_info must be an object, not {_shown(extra)}")
     _check_truth(truth, config)
-    return source, chat, truth
+    return source, Example(chat, truth, extra or {})
 
 
 def _check_truth(truth: Any, config: DictConfig) -> None:
@@ -133,7 +142,7 @@ def _shown(value: Any) -> str:
 
 def chats(found: Usable, config: DictConfig) -> list[list[dict[str, str]]]:
     """An example of each data_source as the student sees it."""
-    return [with_system_prompt(chat, config.srpo.system_prompt) for chat, _ in found.examples.values()]
+    return [with_system_prompt(example.chat, config.srpo.system_prompt) for example in found.examples.values()]
 
 
 def options(data: DictConfig) -> dict[str, Any]:
@@ -149,9 +158,9 @@ def check_sources(found: Usable, config: DictConfig) -> None:
     if config.srpo.verifier.name is not None or config.reward.custom_reward_function.path is not None:
         return
     score = function_at("verl.utils.reward_score:default_compute_score")
-    for source, (_, truth) in found.examples.items():
+    for source, example in found.examples.items():
         try:
-            score(source, "", truth)
+            score(source, "", example.truth)
         except NotImplementedError:
             raise ValueError(
                 f"no reward is known for the data_source {source!r}: name a verifier (srpo.verifier.name=choice, tool_use, math "
@@ -161,10 +170,34 @@ def check_sources(found: Usable, config: DictConfig) -> None:
             continue
 
 
+def check_function(found: Usable, config: DictConfig) -> None:
+    """Ask a reward function of the user's, under its limits, for an empty response and for one that is the ground truth. Raises
+    ValueError where it does not give a number.
+    """
+    if not limited(config) or not config.srpo.verifier.limits:
+        return
+    if not wired(config):
+        config = deepcopy(config)
+        wire(config)
+    given = OmegaConf.to_container(config.reward.custom_reward_function.reward_kwargs, resolve=True)
+    assert isinstance(given, dict)
+    with RewardPool(given["function"], given["fixed"], **given["limits"]) as pool:
+        for source, (_, truth, extra) in found.examples.items():
+            for response in ("", str(truth)):
+                call = {"data_source": source, "solution_str": response, "ground_truth": truth, "extra_info": extra}
+                answer = pool.submit(**call).result()
+                if answer["failure"] is not None:
+                    raise ValueError(
+                        f"the reward function {given['function']} gives no number for the response {_shown(response)} to a row "
+                        f"of {source!r} ({answer['failure']}): {answer['error']}"
+                    )
+
+
 def check(config: DictConfig) -> Usable:
     """All of it: rows, sources, and the chat template of a model that is a folder here. Raises ValueError."""
     found = look(config)
     check_sources(found, config)
+    check_function(found, config)
     model = config.actor_rollout_ref.model
     if found.examples and Path(model.path).expanduser().is_dir() and not model.custom_chat_template:
         from transformers import AutoTokenizer
