@@ -64,6 +64,7 @@ ROW = {
     "a blank question": ({"prompt": [{"role": "user", "content": "  "}]}, "must end in a user turn with a text"),
     "a system turn alone": (turns("system"), "must end in a user turn"),
     "an answer at the end": (turns("user", "assistant"), "must end in a user turn"),
+    "an image": ({"images": [{"path": "a.png"}]}, "images holds something: only chats of texts"),
     "no source": ({"data_source": None}, "data_source must be the name"),
     "an empty source": ({"data_source": ""}, "data_source must be the name"),
     "extra_info as a number": ({"extra_info": 7}, "extra_info.index is missing"),
@@ -225,6 +226,13 @@ def test_what_is_let_through_is_loaded_rendered_and_rewarded(tmp_path, change, s
         assert judge(rf"\boxed{{{right}}}", truth).reward == 1.0
         assert judge("no answer", truth).reward == 0.0
     assert len(seen) == ROWS and all(0 <= number < 2**62 for number in seen)
+
+
+def test_a_model_with_a_damaged_tokenizer_is_refused(tmp_path):
+    shutil.copytree(TINY, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text('{"version": "1.0"')
+    rows = [good(n) for n in range(ROWS)]
+    refused(composed(tmp_path, rows, f"actor_rollout_ref.model.path={tmp_path}/model"), "cannot be loaded")
 
 
 def test_there_are_forty_of_them():

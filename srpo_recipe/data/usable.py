@@ -108,6 +108,9 @@ def checked(row: Any, config: DictConfig) -> tuple[str, Example]:
         raise ValueError(f"{data.prompt_key} must end in a user turn with a text, not in {_shown(chat[-1])}")
     if not isinstance(source, str) or not source:
         raise ValueError(f"{data.reward_fn_key} must be the name of the row's source, not {_shown(source)}")
+    for kind in (data.image_key, data.video_key, data.audio_key):
+        if row.get(kind):
+            raise ValueError(f"{kind} holds something: only chats of texts can be trained on")
     model = row.get("reward_model")
     if not isinstance(model, dict) or "ground_truth" not in model:
         raise ValueError(f"reward_model must be an object with ground_truth, not {_shown(model)}")
@@ -200,8 +203,16 @@ def check(config: DictConfig) -> Usable:
     check_function(found, config)
     model = config.actor_rollout_ref.model
     if found.examples and Path(model.path).expanduser().is_dir() and not model.custom_chat_template:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(model.tokenizer_path or Path(model.path).expanduser())
-        check_template(tokenizer, chats(found, config), options(config.data))
+        check_template(_tokenizer(model), chats(found, config), options(config.data))
     return found
+
+
+def _tokenizer(model: DictConfig) -> Any:
+    from transformers import AutoTokenizer
+
+    path = model.tokenizer_path or Path(model.path).expanduser()
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+    except Exception as error:  # of transformers, tokenizers, and of code that a model brings
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"the tokenizer of {path} cannot be loaded: {reason}") from error

@@ -32,7 +32,7 @@ class TeachableLoop(AgentLoopBase):
 
     async def run(self, sampling_params: dict[str, Any], **kwargs) -> AgentLoopOutput:
         srpo = self.config.srpo
-        index = row_number(kwargs.get("index", 0))
+        index = row_number(kwargs.get("index") or 0)
         seed = checksum(srpo.seed, kwargs.get("global_steps"), index, kwargs.get("session_id"))
         kwargs["raw_prompt"] = with_system_prompt(kwargs["raw_prompt"], srpo.system_prompt)
         chat: dict[str, Any] = {}
