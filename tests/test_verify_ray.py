@@ -26,7 +26,8 @@ def test_none_blocks_a_reward_worker_for_longer_than_the_limit():
     result = json.loads(done.stdout.strip().splitlines()[-1])
     assert result["workers"] == 2 and result["hostile"] == len(HOSTILE_MATH)
     assert result["honest_reward"] == 1.0
-    assert result["timeouts"] >= 10  # they are hostile: without the limit the script would not end
+    # the strict reader refuses most at once; without the limit the sum, the product and the integral would not end
+    assert result["timeouts"] >= 3
     assert result["slowest_hostile_seconds"] < LIMIT + BUSY
     assert result["slowest_honest_seconds"] < BUSY
     assert result["kept"] >= 2 * result["timeouts"]
