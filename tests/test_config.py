@@ -2,6 +2,9 @@
 
 import ast
 import itertools
+import re
+import subprocess
+import sys
 from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
@@ -520,3 +523,12 @@ def settings_read() -> set[str]:
 @pytest.mark.parametrize("key", knobs())
 def test_every_knob_is_read_outside_the_config(key):
     assert key in settings_read()
+
+
+def test_what_the_yaml_asks_for_is_registered_with_the_schema():
+    """Programs that compose the config without our check import the schema alone, as benchmarks/stock_verl.py does."""
+    used = {name for path in CONFIG.rglob("*.yaml") for name in re.findall(r"\$\{(srpo_\w+):", path.read_text())}
+    code = "import srpo_recipe.settings.schema, sys; from omegaconf import OmegaConf as o; "
+    code += "sys.exit(', '.join(name for name in sys.argv[1:] if not o.has_resolver(name)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code, *sorted(used)], capture_output=True, text=True)
+    assert len(used) >= 3 and done.returncode == 0, done.stderr

@@ -49,11 +49,3 @@ def check(config: DictConfig) -> None:
         not isinstance(names, list) or not {"lm_head", "embed_out"} & set(names),
         f"{MODEL}.target_modules={names}: leave the output layer out, of which the self-teacher keeps one copy",
     )
-
-
-def _load_format(rank: int, merge: bool) -> str:
-    """vLLM reads the base itself where it is given adapters alone; otherwise it is given all weights before the first rollout."""
-    return "auto" if rank and not merge else "dummy"
-
-
-OmegaConf.register_new_resolver("srpo_load_format", _load_format, replace=True)

@@ -147,5 +147,11 @@ def _divide(dividend: Any, divisor: Any) -> int:
     return quotient
 
 
+def _load_format(rank: int, merge: bool) -> str:
+    """vLLM reads the base itself where it is given adapters alone; otherwise it is given all weights before the first rollout."""
+    return "auto" if rank and not merge else "dummy"
+
+
 OmegaConf.register_new_resolver("srpo_divide", _divide, replace=True)
 OmegaConf.register_new_resolver("srpo_package", lambda name: str(Path(__file__).parents[1] / name), replace=True)
+OmegaConf.register_new_resolver("srpo_load_format", _load_format, replace=True)
