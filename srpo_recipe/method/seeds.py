@@ -10,7 +10,11 @@ def checksum(*parts: object) -> int:
 
 
 def row_number(index: int | str) -> int:
-    """The number of a row: its own, or, where rows are named by a text as DAPO's are, one in [0, 2^62) that follows from it."""
+    """The number of a row, for seeds and groups.
+
+    index: the row's extra_info.index, a whole number, or a text as DAPO's rows have. Returns the number itself, or one in
+    [0, 2^62) that follows from the text, the same on every machine.
+    """
     if isinstance(index, str):
         return int.from_bytes(hashlib.sha256(index.encode()).digest()[:8], "big") >> 2
     return int(index)
