@@ -8,8 +8,10 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 if [[ ${1:-} = -h || ${1:-} = --help ]]; then usage; exit; fi
 need_environment
-if ! command -v sbatch munged shellcheck > /dev/null; then
-    [ "$(id -u)" = 0 ] || fail "slurm-wlm, munge and shellcheck are missing, and only root can install them"
+missing=""
+for program in sbatch munged shellcheck; do command -v "$program" > /dev/null || missing+=" $program"; done # of several, one would do
+if [ -n "$missing" ]; then
+    [ "$(id -u)" = 0 ] || fail "missing:$missing, and only root can install them"
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge shellcheck
 fi
