@@ -19,6 +19,7 @@ from srpo_recipe.settings.compose import compose_config
 from srpo_recipe.settings.rules import check
 
 TINY = Path(usable.__file__).parents[1] / "assets" / "tiny_qwen3"
+LENGTHS = ["data.max_prompt_length=96", "data.max_response_length=32", "srpo.teacher.max_prompt_tokens=256"]
 USER = {"role": "user", "content": "17+25=?"}
 ROWS = 24
 
@@ -105,7 +106,13 @@ TEMPLATES = {
 def composed(folder: Path, rows: list | str, *overrides: str, verifier: str | None = "math"):
     file = folder / "rows.jsonl"
     file.write_text(rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows))
-    given = [f"data.train_files={file}", f"data.val_files={file}", "data.train_batch_size=8", f"run.root={folder}/runs"]
+    given = [
+        f"data.train_files={file}",
+        f"data.val_files={file}",
+        "data.train_batch_size=8",
+        *LENGTHS,
+        f"run.root={folder}/runs",
+    ]
     given += [f"srpo.verifier.name={verifier}"] if verifier else []
     return compose_config(["task=parquet", "hardware=cpu", *given, *overrides])
 
@@ -226,6 +233,40 @@ def test_what_is_let_through_is_loaded_rendered_and_rewarded(tmp_path, change, s
         assert judge(rf"\boxed{{{right}}}", truth).reward == 1.0
         assert judge("no answer", truth).reward == 0.0
     assert len(seen) == ROWS and all(0 <= number < 2**62 for number in seen)
+
+
+LONG = "Add the numbers. " * 40
+ROOM = {
+    "more than the model's positions": (
+        {},
+        ["data.max_response_length=1000"],
+        "the model has 1024 positions, less than",
+    ),
+    "prompts that are all dropped": ({"prompt": [{"role": "user", "content": LONG}]}, [], "about 0 of 24 rows"),
+    "a prompt at which the run ends": (
+        {"prompt": [{"role": "user", "content": LONG}]},
+        ["data.filter_overlong_prompts=false", "data.truncation=error"],
+        "row 0: the prompt is longer than data.max_prompt_length=96",
+    ),
+    "no room for a demonstration": (
+        {"prompt": [{"role": "user", "content": LONG}]},
+        ["data.max_prompt_length=700", "srpo.teacher.max_prompt_tokens=701"],
+        "needs more than 701 tokens without any demonstration",
+    ),
+}
+
+
+@pytest.mark.parametrize("change, overrides, says", ROOM.values(), ids=ROOM)
+def test_prompts_without_room_are_refused(tmp_path, change, overrides, says):
+    """Before, each was said minutes later, by vLLM or verl, or never."""
+    refused(composed(tmp_path, [good(n) | change for n in range(ROWS)], *overrides), says)
+
+
+def test_a_few_long_prompts_are_left_to_the_filter(tmp_path):
+    rows = rows_with({"prompt": [{"role": "user", "content": LONG}]})
+    config = composed(tmp_path, rows)
+    assert doctors(Case([], config))[0] == PASS
+    prepare(config)
 
 
 def test_a_model_with_a_damaged_tokenizer_is_refused(tmp_path):

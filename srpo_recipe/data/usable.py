@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from srpo_recipe.data.template import check_template
-from srpo_recipe.method.chat import CHAT, is_chat, with_system_prompt
+from srpo_recipe.data.lengths import Sampled
+from srpo_recipe.data.rendered import check_rendered
+from srpo_recipe.method.chat import CHAT, is_chat
 from srpo_recipe.records.training_rows import SUFFIXES, require_index
 from srpo_recipe.settings.wire import limited, wire, wired
 from srpo_recipe.verify import VERIFIERS, resolve
@@ -23,6 +24,8 @@ from srpo_recipe.verify.rewards import RewardPool
 FILES = ("train_files", "val_files")
 # All rows of a file up to so many, and of a larger one about as many, spread over it.
 MOST_ROWS = 20_000
+# Of those about so many are rendered and counted in tokens.
+MOST_COUNTED = 1_000
 BATCH = 500
 _LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 
@@ -35,10 +38,21 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Usable:
-    """Rows by data.train_files and data.val_files, and an example of each data_source: chat, ground truth and extra_info."""
+    """Rows by data.train_files and data.val_files, an example of each data_source (chat, ground truth and extra_info), and chats
+    to be counted in tokens.
+    """
 
     rows: dict[str, int]
     examples: dict[str, Example]
+    chats: dict[str, list[tuple[str, list[dict[str, str]]]]]
+
+    def sampled(self) -> dict[str, Sampled]:
+        """The chats by data.train_files and data.val_files, where there are any."""
+        return {
+            key: Sampled([place for place, _ in chats], [chat for _, chat in chats], self.rows[key])
+            for key, chats in self.chats.items()
+            if chats
+        }
 
 
 def files(data: DictConfig, key: str) -> list[str]:
@@ -51,6 +65,7 @@ def look(config: DictConfig) -> Usable:
     data = config.data
     found: dict[str, int] = dict.fromkeys(FILES, 0)
     examples: dict[str, Example] = {}
+    counted: dict[str, list] = {key: [] for key in FILES}
     for key in FILES:
         for file in files(data, key):
             if "://" in file:
@@ -61,13 +76,16 @@ def look(config: DictConfig) -> Usable:
                 raise ValueError(f"{error}; correct data.{key}") from None
             require_index(file)
             found[key] += len(table)
+            every = max(1, len(table) // MOST_COUNTED)
             for number, row in _rows(table):
                 try:
                     source, example = checked(row, config)
                 except ValueError as error:
                     raise ValueError(f"{file} row {number}: {error}") from None
                 examples.setdefault(source, example)
-    return Usable(found, examples)
+                if number % every == 0:
+                    counted[key].append((f"{file} row {number}", example.chat))
+    return Usable(found, examples, counted)
 
 
 def load(file: str) -> Any:
@@ -143,19 +161,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def chats(found: Usable, config: DictConfig) -> list[list[dict[str, str]]]:
-    """An example of each data_source as the student sees it."""
-    return [with_system_prompt(example.chat, config.srpo.system_prompt) for example in found.examples.values()]
-
-
-def options(data: DictConfig) -> dict[str, Any]:
-    """What the chat template is given besides."""
-    given = data.get("apply_chat_template_kwargs")
-    plain = OmegaConf.to_container(given, resolve=True) if given else {}
-    assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items()}
-
-
 def check_sources(found: Usable, config: DictConfig) -> None:
     """Raise ValueError for a data_source that neither the run nor verl has a reward for."""
     if config.srpo.verifier.name is not None or config.reward.custom_reward_function.path is not None:
@@ -202,17 +207,6 @@ def check(config: DictConfig) -> Usable:
     check_sources(found, config)
     check_function(found, config)
     model = config.actor_rollout_ref.model
-    if found.examples and Path(model.path).expanduser().is_dir() and not model.custom_chat_template:
-        check_template(_tokenizer(model), chats(found, config), options(config.data))
+    if found.examples and Path(model.path).expanduser().is_dir():
+        check_rendered(found.sampled(), [example.chat for example in found.examples.values()], config)
     return found
-
-
-def _tokenizer(model: DictConfig) -> Any:
-    from transformers import AutoTokenizer
-
-    path = model.tokenizer_path or Path(model.path).expanduser()
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
-    except Exception as error:  # of transformers, tokenizers, and of code that a model brings
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"the tokenizer of {path} cannot be loaded: {reason}") from error
