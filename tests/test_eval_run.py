@@ -541,6 +541,27 @@ def test_a_checkpoint_is_asked_and_judged_as_its_run_was(trained, tmp_path, caps
     assert scoring.rule_for("sums", None, verifier="math", of_run=judged).name == "math"
 
 
+@pytest.mark.parametrize("limits", [True, False])
+def test_a_run_that_has_started_names_its_function_and_its_bound(trained, tmp_path, monkeypatch, limits):
+    """Its config.yaml has the function under limits, or with the path that was given; before, verl's rule judged instead."""
+    from omegaconf import OmegaConf
+
+    from srpo_recipe.settings.wire import wire
+
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    given = ["reward.custom_reward_function.path=own.py", "reward.custom_reward_function.name=judge"]
+    kwargs = "+reward.custom_reward_function.reward_kwargs={bonus: 0.75}"
+    run = trained(*given, kwargs, f"srpo.verifier.limits={limits}", "srpo.correct_threshold=0.75")
+    config = OmegaConf.load(run / "config.yaml")
+    wire(config)
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    monkeypatch.chdir("/")
+    args, judged = filled(run)
+    assert judged.reward == f"{tmp_path}/own.py:judge" and json.loads(judged.options) == {"bonus": 0.75}
+    assert args.right_from == 0.75 and filled(run, "--right-from", "0.2")[0].right_from == 0.2
+
+
 def test_a_verifier_of_the_run_judges_what_no_rule_is_known_for(trained, tmp_path):
     name = ["task=parquet", "data.train_files=a", "data.val_files=b"]
     run = trained(*name, "srpo.verifier.name=math", "srpo.verifier.mode=published", "srpo.verifier.time_limit=7")

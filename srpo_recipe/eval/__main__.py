@@ -18,8 +18,9 @@ from srpo_recipe.data.checks import CHAT_SWITCHES
 from srpo_recipe.eval.evaluate import evaluate
 from srpo_recipe.export import WEIGHTS
 from srpo_recipe.settings.arguments import integer, json_object, real
-from srpo_recipe.settings.kinds import above, at_least, whole
+from srpo_recipe.settings.kinds import above, at_least, whole, within
 from srpo_recipe.settings.ranges import COUNT, SHARE
+from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.verify import MODES, PERCENT
 from srpo_recipe.verify.settings import VerifierConfig
 
@@ -46,6 +47,8 @@ def arguments(command: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--percent", choices=PERCENT, help=f"of math: whether 28 answers 28%% (default: the run's, or {limits.percent})"
     )
+    help_of_right = f"reward from which a sample is right (default: the run's, or {SRPOConfig.correct_threshold})"
+    add("--right-from", type=real(within(-1e9, 1e9)), metavar="REWARD", help=help_of_right)
     add("--mode", choices=MODES, help=f"of the verifier (default: the run's, or {limits.mode})")
     add(
         "--time-limit",

