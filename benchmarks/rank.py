@@ -27,8 +27,9 @@ from srpo_recipe.plan.setup import from_config
 from srpo_recipe.settings.compose import compose_config
 from srpo_recipe.settings.read import read
 from srpo_recipe.training import fields
-from srpo_recipe.training.engine import MODEL_TYPE, PASS
+from srpo_recipe.training.engine import MODEL_TYPE
 from srpo_recipe.training.losses import update_loss
+from srpo_recipe.training.passes import PASS
 
 ROWS, PROMPT, RESPONSE, HINT = 8, 64, 192, 64  # of a rank; two micro-batches of ROWS / 2
 
@@ -83,6 +84,7 @@ class Rank:
         self.student = self.engine(self.actor_config.engine)
         self.teacher = self.engine(replace(self.actor_config.engine, forward_only=True))
         self.student.srpo = self.teacher.srpo = read(self.config)
+        self.student.actor_config = self.actor_config
         self.student.teacher = self.teacher
 
     def engine(self, engine_config):

@@ -94,6 +94,7 @@ class Run:
     def build(self, engine_config) -> None:
         """Student and teacher, and the plain models as they are."""
         self.student = self.engine(engine_config)
+        self.student.actor_config = self.actor_config
         self.student.teacher = self.teacher = self.engine(replace(engine_config, forward_only=True))
         disturb(self.teacher.module)
         disturb(self.plain_teacher)
@@ -109,7 +110,7 @@ class Run:
         )
         engine.initialize()
         head = engine.module.get_output_embeddings()
-        head.register_forward_hook(lambda _, inputs, output: self.logits_made.append(output.shape[:-1].numel()))
+        head.register_forward_pre_hook(lambda _, inputs: self.logits_made.append(inputs[0].shape[:-1].numel()))
         return engine
 
     def use(self, case: str, **options) -> None:

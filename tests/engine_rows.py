@@ -16,7 +16,7 @@ from srpo_recipe.method.dw_sdpo import divergence
 from srpo_recipe.method.grpo import clipped_policy_loss
 from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.training import fields
-from srpo_recipe.training.engine import PASS
+from srpo_recipe.training.passes import PASS
 
 ROWS, VOCABULARY, TOP_K, TEMPERATURE, CAP = 16, 100, 8, 0.8, 2.0
 CLIP = (0.2, 0.28, 3.0)
@@ -26,16 +26,17 @@ MASKED_ROW = 3  # on the distillation route of "srpo", and all of its response i
 
 # name -> settings; the routes of the rows follow in `routes`
 CASES = {
-    "srpo": SRPOConfig(route="srpo", beta=1.0, top_k=TOP_K, chunk_megabytes=0.0012),  # 3 tokens
+    "srpo": SRPOConfig(route="srpo", beta=1.0, top_k=TOP_K, chunk_megabytes=0.0012, logits_rows=5),  # 3 tokens
     "sdpo": SRPOConfig(route="sdpo", beta=0.0, top_k=TOP_K),
     "grpo": SRPOConfig(route="grpo", top_k=TOP_K),
     "advantage_mix": SRPOConfig(route="advantage_mix", beta=0.0, top_k=TOP_K),
     "unrouted": SRPOConfig(route="srpo", top_k=TOP_K),  # no row takes the distillation route
     "nothing": SRPOConfig(route="sdpo", top_k=TOP_K),  # no row takes any route
     "masked": SRPOConfig(route="srpo", top_k=TOP_K),  # the one routed row is all masked
-    "sequence": SRPOConfig(route="srpo", average="sequence", top_k=TOP_K),
+    "sequence": SRPOConfig(route="srpo", average="sequence", top_k=TOP_K, logits_rows=7),
+    "whole": SRPOConfig(route="srpo", top_k=TOP_K, logits_rows=None),  # all logits of a micro-batch at once
     "reverse": SRPOConfig(route="sdpo", beta=0.0, alpha=1.0, top_k=TOP_K),  # KL(student || teacher)
-    "update": SRPOConfig(route="srpo", top_k=TOP_K),  # the old policy is the update's own forward
+    "update": SRPOConfig(route="srpo", top_k=TOP_K, logits_rows=2),  # the old policy is the update's own forward
 }
 
 

@@ -150,7 +150,7 @@ def test_only_these_files_set_the_methods_own_settings():
             found[path.stem] = keys
     assert found == {
         "sums": {"top_k", "teacher.max_prompt_tokens"},
-        "cpu": {"chunk_megabytes", "poll_seconds"},
+        "cpu": {"chunk_megabytes", "logits_rows", "poll_seconds"},
         **{task: {"verifier.name"} for task in ("chemistry", "math", "tooluse")},
     }
 
@@ -246,6 +246,7 @@ NONSENSE = {
     "old_policy": [("rollout", "choose one of auto, update, pass"), (True, "auto, update, pass")],
     "seed": [(-1, "negative")],
     "chunk_megabytes": [(0, "must be positive")],
+    "logits_rows": [(0, "a number of tokens, or null"), (-1, "a number of tokens, or null")],
     "poll_seconds": [(0.0, "must be positive"), (-1.0, "must be positive")],
     "stall_seconds": [(0.0, "must be positive")],
     "sync_gap": [(0.0, "in (0, 1], or null"), (1.5, "in (0, 1], or null"), (NAN, "in (0, 1], or null")],

@@ -8,7 +8,7 @@ route), so the mean of w over those tokens is exactly 1. The denominators are co
 micro-batches and ranks), so cutting the mini-batch in another way changes nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ class Totals:
     def mean_confidence(self) -> float:
         """Mean of w~ over the SDPO route; 1 where nothing takes it or all w~ underflow, so that dividing by it is harmless."""
         return self.confidence / self.distill_tokens if self.confidence > 0 else 1.0
+
+    def over_rows(self) -> "Totals":
+        """With the rollouts in the place of the tokens: the denominator of the average over sequences."""
+        return replace(self, tokens=self.rows)
 
 
 def count_totals(mask_BT: Tensor, policy_B: Tensor, distill_B: Tensor, confidence_BT: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The passes over the self-teacher's logits: what normalises them, their entropy, their values at the student's ids."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -68,12 +68,12 @@ def logits_at(
 
 class OutputLayer(NamedTuple):
     """A model's output layer, weight_VH and bias_V (None for none), and the function of what the model does to its logits
-    after it, element by element: a scale, a soft cap, or nothing.
+    after it, element by element: a scale or a soft cap, None for nothing.
     """
 
     weight_VH: Tensor
     bias_V: Tensor | None = None
-    after: Callable[[Tensor], Tensor] = lambda logits: logits
+    after: Callable[[Tensor], Tensor] | None = None
 
     @torch.no_grad()
     def logits_at(self, hidden_NH: Tensor, ids_NK: Tensor, temperature: float = 1.0, chunk_tokens: int = 64) -> Tensor:
@@ -84,15 +84,19 @@ class OutputLayer(NamedTuple):
         rounds it; ids_NK: int64; temperature: the rollout's; chunk_tokens: rows at a time. Returns float32 [N, K].
         """
         found_NK = torch.empty(ids_NK.shape, dtype=torch.float32, device=hidden_NH.device)
+        words, width = self.weight_VH.shape
+        dense = words <= _DENSE * ids_NK.shape[1]
+        if not dense:  # as many rows of the weight as fit into a buffer of logits
+            chunk_tokens = max(1, min(chunk_tokens, chunk_tokens * words // (ids_NK.shape[1] * width)))
         for start in range(0, len(ids_NK), chunk_tokens):
             part = slice(start, start + chunk_tokens)
             ids_CK = ids_NK[part]
-            if self.weight_VH.shape[0] <= _DENSE * ids_NK.shape[1]:
+            if dense:
                 logits_CK = self._whole(hidden_NH[part]).gather(-1, ids_CK)
             else:
                 logits_CK = (self.weight_VH[ids_CK] @ hidden_NH[part].unsqueeze(-1)).squeeze(-1)
                 logits_CK = logits_CK if self.bias_V is None else logits_CK + self.bias_V[ids_CK]
-            found_NK[part] = self.after(logits_CK).float() / temperature
+            found_NK[part] = self._after(logits_CK).float() / temperature
         return found_NK
 
     @torch.no_grad()
@@ -103,9 +107,26 @@ class OutputLayer(NamedTuple):
         found_N = torch.empty(len(ids_NK), dtype=torch.float32, device=hidden_NH.device)
         for start in range(0, len(ids_NK), chunk_tokens):
             part = slice(start, start + chunk_tokens)
-            logits_CV = self.after(self._whole(hidden_NH[part])).float() / temperature
+            logits_CV = self._after(self._whole(hidden_NH[part])).float() / temperature
             found_N[part] = logits_CV.scatter_(-1, ids_NK[part], -torch.inf).logsumexp(-1)
         return found_N
+
+    @torch.no_grad()
+    def blocks(self, hidden_NH: Tensor, rows: int | None) -> Iterator[tuple[slice, Tensor]]:
+        """(place among the N tokens, their logits) for `rows` tokens at a time, None for all at once. Each block is written over
+        the one before it, where the model changes nothing after the layer.
+        """
+        rows = min(rows or len(hidden_NH), len(hidden_NH))
+        block_CV = hidden_NH.new_empty((rows, self.weight_VH.shape[0]))
+        for start in range(0, len(hidden_NH), max(1, rows)):
+            place = slice(start, min(start + rows, len(hidden_NH)))
+            logits_CV = torch.mm(hidden_NH[place], self.weight_VH.t(), out=block_CV[: place.stop - place.start])
+            if self.bias_V is not None:
+                logits_CV += self.bias_V
+            yield place, self._after(logits_CV)
+
+    def _after(self, logits: Tensor) -> Tensor:
+        return logits if self.after is None else self.after(logits)
 
     def _whole(self, hidden_CH: Tensor) -> Tensor:
         return nn.functional.linear(hidden_CH, self.weight_VH, self.bias_V)

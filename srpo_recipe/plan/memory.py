@@ -102,20 +102,28 @@ def states(arch: Architecture, setup: Setup) -> float:
 def loss_phase(arch: Architecture, setup: Setup) -> Items:
     """The end of a forward pass and the output layer's backward: everything is kept.
 
-    First the logits are read, then the output layer's gradient is computed from theirs, then, without the logits, it is summed
-    over the ranks (a tied one at the very end, when little else is there).
+    Block by block the logits are read and the output layer's gradient is computed from theirs, beside the layer; with all logits
+    at once, one after the other. Then, without the logits, it is summed over the ranks (a tied one at the very end, when little
+    else is there).
     """
     tokens = setup.update_tokens
     kept, _ = activations(arch, setup, tokens)
     logits = setup.update_logits * arch.vocabulary * setup.width
+    blocks = setup.logits_rows is not None
+    # fp32 is read in place; a third buffer holds the teacher's rows of the output layer that a piece asks for
+    reading = buffers(arch, setup, (1 if setup.width == FP32 else 2) + blocks)
+    # the layer, its gradient unless it is frozen, and in the forward pass what it arrived in
+    layer = arch.head * setup.width * 2
+    if blocks:
+        frozen = setup.lora_rank > 0
+        layer = arch.head * (setup.width * (1 if frozen else 2) + arriving(setup, backward=False))
     summing = arch.head * (2 * setup.width + (0 if setup.lora_rank else setup.reduce_width * (1 + 1 / setup.shards)))
     return {
         **_update(arch, setup),
         "activations": kept + tokens * arch.hidden * setup.width,
         **fullest(
-            # fp32 is read in place
-            {"logits": logits + buffers(arch, setup, 1 if setup.width == FP32 else 2), "gathered layers": 0},
-            {"logits": logits, "gathered layers": 2 * arch.head * setup.width},
+            {"logits": logits + reading, "gathered layers": layer if blocks else 0},
+            {"logits": logits, "gathered layers": layer},
             {"logits": 0, "gathered layers": summing if setup.shards > 1 and not arch.tied else 0},
         ),
     }
@@ -167,10 +175,11 @@ def scoring_phase(arch: Architecture, setup: Setup) -> Items:
     # a layer's input, the sum and the normed sum behind its attention; gate, up and product of its MLP
     layer = tokens * 3 * (arch.hidden + arch.intermediate) * setup.width
     hidden = tokens * arch.hidden * setup.width
+    block = 0 if setup.logits_rows is None else arch.head * setup.width + last * arrived
     moments: tuple[Items, ...] = (
         {"activations": layer, "logits": 0, "gathered layers": arch.layer * (setup.width + arrived)},
         {"activations": hidden, "logits": logits, "gathered layers": arch.head * setup.width + last * arrived},
-        {"activations": hidden, "logits": logits + buffers(arch, setup, 2), "gathered layers": 0},
+        {"activations": hidden, "logits": logits + buffers(arch, setup, 2), "gathered layers": block},
     )
     work = fullest(*moments) if tokens else dict.fromkeys(moments[0], 0.0)  # GRPO with one optimiser step a batch
     return {**items, **work, "teacher's states": states(arch, setup)}

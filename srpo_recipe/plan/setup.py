@@ -34,6 +34,7 @@ class Setup:
     update_limit: int  # most tokens of a micro-batch, by pass
     log_prob_limit: int
     teacher_limit: int
+    logits_rows: int | None  # tokens whose logits exist at a time; None for a micro-batch's
     chunk_megabytes: float
     prompt: int
     response: int
@@ -71,8 +72,11 @@ class Setup:
 
     @property
     def update_logits(self) -> float:
-        """Those of them whose logits are made: the response's."""
-        return self.update_tokens * self.response / self.length
+        """Those of them whose logits are there at once: of the response's, so many as are read at a time."""
+        return self._at_once(self.update_tokens * self.response / self.length)
+
+    def _at_once(self, tokens: float) -> float:
+        return tokens if self.logits_rows is None else min(tokens, self.logits_rows)
 
     @property
     def teacher_tokens(self) -> int:
@@ -91,8 +95,9 @@ class Setup:
 
     @property
     def scoring_logits(self) -> float:
-        """Most tokens of a pass without a gradient whose logits are made."""
-        return max(self.teacher_tokens * self.response / (self.teacher_prompt + self.response), self.log_prob_tokens)
+        """Most tokens of a pass without a gradient whose logits are there at once."""
+        teacher = self.teacher_tokens * self.response / (self.teacher_prompt + self.response)
+        return max(self._at_once(teacher), self.log_prob_tokens)
 
     @property
     def engines(self) -> int:
@@ -155,6 +160,7 @@ def from_config(config: DictConfig) -> Setup:
         teacher_param_offload=ref.fsdp_config.param_offload,
         optimizer_offload=actor.fsdp_config.optimizer_offload,
         **_limits(config),
+        logits_rows=settings.logits_rows,
         chunk_megabytes=settings.chunk_megabytes,
         prompt=config.data.max_prompt_length,
         response=config.data.max_response_length,

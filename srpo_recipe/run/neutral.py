@@ -14,7 +14,7 @@ NEUTRAL = {
     # have no effect here (settings/refusals.py)
     "": "run task critic distillation reward_model custom_reward_function sandbox_fusion transfer_queue global_profiler skip "
     "ray_kwargs",
-    "srpo": "chunk_megabytes poll_seconds stall_seconds collapse_ratio sync_gap",
+    "srpo": "logits_rows chunk_megabytes poll_seconds stall_seconds collapse_ratio sync_gap",
     "srpo.verifier": "processes limits",
     "trainer": (
         "project_name experiment_name logger log_val_generations rollout_data_dir validation_data_dir default_local_dir "

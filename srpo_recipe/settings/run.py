@@ -22,7 +22,8 @@ NAMED = re.compile(
     r"|actor_rollout_ref\.rollout\.(n|temperature|top_k|top_p)|data\.train_batch_size"
 )
 NOT_NAMED = tuple(
-    f"srpo.{key}" for key in "seed chunk_megabytes poll_seconds stall_seconds collapse_ratio sync_gap".split()
+    f"srpo.{key}"
+    for key in "seed logits_rows chunk_megabytes poll_seconds stall_seconds collapse_ratio sync_gap".split()
 )
 LONGEST_VALUE, LONGEST_SUFFIX = 24, 120
 

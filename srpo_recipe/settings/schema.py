@@ -93,6 +93,8 @@ class SRPOConfig:
     system_prompt: str | None = None
     # Seeds the sibling's choice and, with the prompt's index, the step and the rollout's number, every rollout's sampling.
     seed: int = 42
+    # Tokens whose logits exist at a time, in the update and in the teacher's pass; null: those of a whole micro-batch.
+    logits_rows: int | None = 1024
     # MiB of a buffer of fp32 logits; two of them are all that the loss holds of the vocabulary beside the model's own logits.
     chunk_megabytes: float = 40.0
     # How often the trainer asks whether rollouts have arrived. verl's own is 2 s, longer than a step of a small model.
@@ -123,6 +125,8 @@ class SRPOConfig:
         require(0.0 <= self.alpha <= 1.0, f"srpo.alpha={self.alpha} must lie in [0, 1]")
         for name in ("top_k", "chunk_megabytes", "poll_seconds", "stall_seconds"):
             require(getattr(self, name) > 0, f"srpo.{name}={getattr(self, name)} must be positive")
+        rows = self.logits_rows
+        require(rows is None or rows > 0, f"srpo.logits_rows={rows}: set it to a number of tokens, or null for all")
         gap = self.sync_gap
         require(
             gap is None or 0.0 < gap <= 1.0,

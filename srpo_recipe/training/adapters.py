@@ -19,7 +19,7 @@ from verl.workers.engine.base import EngineRegistry
 from srpo_recipe.records.adapters import STUDENT, TEACHER, names_of
 from srpo_recipe.records.files import whole_file, write_whole
 from srpo_recipe.training.engine import RoutedEngine
-from srpo_recipe.training.output_layer import AfterHead
+from srpo_recipe.training.output_layer import after_head_of
 
 # Key of AdapterEngine in verl's engine registry.
 MODEL_TYPE = "srpo_language_model_with_adapters"
@@ -31,7 +31,7 @@ class AdapterEngine(RoutedEngine):
 
     def _build_module(self):
         module = super()._build_module()
-        self.after_head = AfterHead(module)
+        self.after_head = after_head_of(module, needed=True)
         return module
 
     def _build_lora_module(self, module):

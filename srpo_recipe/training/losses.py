@@ -13,6 +13,7 @@ from verl.workers.config import ActorConfig
 from srpo_recipe.method.dw_sdpo import confidence
 from srpo_recipe.method.grpo import clipped_policy_loss
 from srpo_recipe.method.loss import Totals, count_totals, routed_loss
+from srpo_recipe.method.student_head import Gradients
 from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.training.fields import IMPORTANCE_CAP, NO_CAP, TOTALS, MicroBatch
 from srpo_recipe.training.loss_metrics import as_verls, loss_metrics, sampled_metrics
@@ -143,6 +144,56 @@ def update_loss(
     return loss, as_verls(metrics)
 
 
+def token_gradients(config: ActorConfig, srpo: SRPOConfig, data: TensorDict, entropy_M: Tensor) -> Gradients:
+    """`update_loss`, token by token: what a pass over the output layer is told (method/student_head.py).
+
+    config, srpo, data: as there; entropy_M: the teacher's, of the routed rows' tokens.
+    """
+    view, totals = MicroBatch.of(data), Totals(*data[TOTALS])
+    mask_N, length_B = data["response_mask"].values().bool(), view.length_B
+    policy_N, distill_N = (part_B.repeat_interleave(length_B) for part_B in (view.policy_B, view.distill_B))
+    confidence_N = torch.zeros_like(policy_N)
+    confidence_N[view.routed_B.repeat_interleave(length_B)] = confidence(entropy_M, srpo.beta)
+    share_N = torch.ones_like(policy_N)
+    if srpo.average == "sequence":  # a token's share of its rollout, and a rollout's of them all
+        share_N, totals = share_N / view.mask_BT.sum(-1).clamp(min=1).repeat_interleave(length_B), totals.over_rows()
+    advantage_N = data["advantages"].values()
+    clip = config.clip_ratio_low, config.clip_ratio_high, config.get("clip_ratio_c", 3.0)
+
+    def gradients(place: slice, log_prob_C: Tensor, divergence_C: Tensor) -> tuple[Tensor, Tensor]:
+        old_C, importance_C = _old_policy(data, place, log_prob_C, mask_N[place])
+        with torch.enable_grad():
+            log_prob_C, divergence_C = log_prob_C.detach().requires_grad_(), divergence_C.detach().requires_grad_()
+            policy_loss_C, _, _ = clipped_policy_loss(log_prob_C, old_C, advantage_N[place], *clip)
+            # each token is a rollout of its own here
+            parts = routed_loss(
+                policy_loss_C.unsqueeze(-1),
+                divergence_C.unsqueeze(-1),
+                mask_N[place].unsqueeze(-1),
+                policy_N[place],
+                distill_N[place],
+                confidence_N[place].unsqueeze(-1),
+                (importance_C * share_N[place]).unsqueeze(-1),
+                totals,
+            )
+            return torch.autograd.grad(sum(parts) * data["dp_size"], (log_prob_C, divergence_C))
+
+    return gradients
+
+
+def _old_policy(data: TensorDict, place: slice, log_prob_C: Tensor, mask_C: Tensor) -> tuple[Tensor, Tensor]:
+    """(log-prob under the old policy, rollout correction) of the tokens at a place, as `update_loss` has them."""
+    ones_C = torch.ones_like(log_prob_C)
+    if "old_log_probs" in data:
+        weights = data["rollout_is_weights"].values()[place] if "rollout_is_weights" in data else ones_C
+        return data["old_log_probs"].values()[place], weights
+    if "rollout_log_probs" not in data:
+        return log_prob_C, ones_C
+    rollout_C = data["rollout_log_probs"].values()[place]
+    found = _correction(data, log_prob_C.unsqueeze(0), rollout_C.unsqueeze(0), mask_C.unsqueeze(0))
+    return log_prob_C, ones_C if found is None else found.squeeze(0)
+
+
 def _show(seen: SeenTokens, view: MicroBatch, routed: Routed, log_prob_BT: Tensor, model_output: dict) -> None:
     """Give `seen` what records/samples.py has a column for."""
     numbers = {"log_prob": log_prob_BT, "advantage": view.padded("advantages"), "counted": view.mask_BT}
@@ -167,10 +218,15 @@ def _against_rollout(view: MicroBatch, old_log_prob_BT: Tensor) -> tuple[Tensor 
         return None, sampled
     rollout_BT = view.padded("rollout_log_probs")
     sampled["rollout_probs_diff"] = (old_log_prob_BT.exp() - rollout_BT.exp()).abs()
-    cap = tu.get_non_tensor_data(view.data, IMPORTANCE_CAP, None)
+    return _correction(view.data, old_log_prob_BT, rollout_BT, view.mask_BT), sampled
+
+
+def _correction(data: TensorDict, old_log_prob: Tensor, rollout_log_prob: Tensor, mask: Tensor) -> Tensor | None:
+    """verl's weights of the tokens, [B, T] as its arguments, None for none."""
+    cap = tu.get_non_tensor_data(data, IMPORTANCE_CAP, None)
     if cap is None:
         raise KeyError(f"the trainer has not said how far the rollout correction goes ({IMPORTANCE_CAP})")
-    if cap == NO_CAP or not view.mask_BT.any():  # verl's function refuses a micro-batch of padding alone
-        return None, sampled
-    weights_BT, _ = compute_rollout_correction_weights(old_log_prob_BT - rollout_BT, view.mask_BT.long(), "token", cap)
-    return weights_BT, sampled
+    if cap == NO_CAP or not mask.any():  # verl's function refuses a micro-batch of padding alone
+        return None
+    weights, _ = compute_rollout_correction_weights(old_log_prob - rollout_log_prob, mask.long(), "token", cap)
+    return weights

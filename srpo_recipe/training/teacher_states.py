@@ -5,6 +5,9 @@ know. The whole batch is scored by the teacher as it stands before the batch's f
 however many steps the batch has. verl's data queue sees nothing of it.
 """
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -15,11 +18,50 @@ from srpo_recipe.method.teacher_logits import OutputLayer, TeacherStatistics
 
 PROBED_TOKENS, PROBED_IDS = 16, 20
 SEEN_WORDS = 5
+# (place among N tokens, their logits), block by block
+Blocks = Iterable[tuple[slice, Tensor]]
 
-DIFFERENT = """the self-teacher of {model} cannot be scored from its kept hidden states: at {tokens} tokens its own logits and
-those made again from the states differ by {difference:.3g} on the mean, where rounding explains {allowed:.3g}. Something
-between the model's output layer and its logits is not known to this package. method=grpo needs no self-teacher; please
-report the model."""
+DIFFERENT = """the logits of {model} cannot be made again from what its output layer is given: at {tokens} tokens its own and
+those made again differ by {difference:.3g} on the mean, where rounding explains {allowed:.3g}. Something between the model's
+output layer and its logits is not known to this package. method=grpo srpo.logits_rows=null needs it nowhere; please report the
+model."""
+
+
+class Probe(NamedTuple):
+    """A few tokens' hidden states, and the model's own logits at the ids that it likes best there."""
+
+    hidden_NH: Tensor
+    ids_NK: Tensor
+    own_NK: Tensor
+    options: dict
+
+    @classmethod
+    def of(cls, hidden_NH: Tensor, logits_NV: Tensor, options: dict) -> "Probe":
+        """Of tokens spread over N: hidden_NH, what the output layer is given; logits_NV: what the model makes of it."""
+        ids_NK = top_ids(logits_NV.detach(), PROBED_IDS)
+        return cls(hidden_NH.detach(), ids_NK, teacher_logits.logits_at(logits_NV.detach(), ids_NK, **options), options)
+
+    def compare(self, layer: OutputLayer, model: str) -> None:
+        """Make the logits again from the states. Raises RuntimeError, with the model's name, where they differ by more than
+        rounding.
+        """
+        same_logits(
+            model, self.own_NK, layer.logits_at(self.hidden_NH, self.ids_NK, **self.options), self.hidden_NH.dtype
+        )
+
+
+def same_logits(model: str, own: Tensor, again: Tensor, dtype: torch.dtype | None = None) -> None:
+    """Raise RuntimeError, with the model's name, where its own logits and those made again differ by more than rounding."""
+    # a sum of products is rounded once in the states' dtype, to another neighbour here and there: on the mean far less
+    allowed = 0.5 * torch.finfo(dtype or own.dtype).eps * float(own.abs().mean()) + 1e-5
+    difference = float((again - own).abs().mean())
+    if not difference <= allowed:
+        raise RuntimeError(DIFFERENT.format(model=model, tokens=len(own), difference=difference, allowed=allowed))
+
+
+def probed(tokens: int) -> Tensor:
+    """Places of a few of so many tokens."""
+    return torch.linspace(0, tokens - 1, min(PROBED_TOKENS, tokens)).long()
 
 
 class TeacherStates:
@@ -31,7 +73,7 @@ class TeacherStates:
             int, dict[str, Tensor]
         ] = {}  # of the rows that the trainer wants to see, in the names of seen.py
         self.layer: OutputLayer | None = None
-        self._probe: tuple[Tensor, Tensor, Tensor, dict] | None = None
+        self._probe: Probe | None = None
         self._checked = False
 
     def clear(self) -> None:
@@ -40,76 +82,74 @@ class TeacherStates:
         self.seen.clear()
         self.layer = self._probe = None
 
-    def keep(self, rows: list[int], lengths: list[int], hidden_NH: Tensor, logits_NV: Tensor, **options) -> None:
+    def keep(self, rows: list[int], lengths: list[int], hidden_NH: Tensor, blocks: Blocks, **options) -> None:
         """Keep one micro-batch of the teacher's pass, `lengths` tokens for each of `rows`.
 
-        hidden_NH: what the output layer was given; logits_NV: what the model made of it; options: temperature and
+        hidden_NH: what the output layer was given; blocks: what the model made of it, block by block; options: temperature and
         chunk_tokens of the passes over the vocabulary.
         """
-        statistics = teacher_logits.teacher_statistics(logits_NV, **options)
-        parts = zip(*(part.split(lengths) for part in statistics), strict=True)
-        for row, hidden, found in zip(rows, hidden_NH.split(lengths), parts, strict=True):
-            self.kept[row] = hidden, TeacherStatistics(*found)
-        if self._probe is None and not self._checked:
-            probed = torch.linspace(0, len(logits_NV) - 1, min(PROBED_TOKENS, len(logits_NV))).long()
-            probed_NV = logits_NV[probed]
-            ids_NK = top_ids(probed_NV, PROBED_IDS)
-            own_NK = teacher_logits.logits_at(probed_NV, ids_NK, **options)
-            self._probe = hidden_NH[probed], ids_NK, own_NK, options
+        of_blocks = [teacher_logits.teacher_statistics(logits_CV, **options) for _, logits_CV in blocks]
+        found = [torch.cat(parts).split(lengths) for parts in zip(*of_blocks, strict=True)]
+        for row, hidden, *statistics in zip(rows, hidden_NH.split(lengths), *found, strict=True):
+            self.kept[row] = hidden, TeacherStatistics(*statistics)
 
-    def see(self, row: int, tokens: slice, logits_NV: Tensor, labels_N: Tensor, **options) -> None:
-        """Of a kept row: the log-prob of each of its tokens and the words that the teacher likes best there. tokens: its place in
-        the micro-batch's logits and labels.
+    def probe(self, hidden_NH: Tensor, logits_NV: Tensor, **options) -> None:
+        """Hold a few tokens' logits, as the model itself made them, to be compared when the layer is there. Once a run."""
+        if self._probe is None and not self._checked:
+            self._probe = Probe.of(hidden_NH, logits_NV, options)
+
+    def see(self, row: int, blocks: Blocks, labels_R: Tensor, **options) -> None:
+        """Of a kept row: the log-prob of each of its tokens and the words that the teacher likes best there. blocks: of the row's
+        tokens alone, labels_R: the tokens.
         """
-        spans = [(tokens.start, tokens.stop)]
-        ids_RK = top_ids(logits_NV, SEEN_WORDS, spans, options["chunk_tokens"])
-        asked_RK = torch.cat([ids_RK, labels_N[tokens].unsqueeze(-1)], dim=-1)
-        log_probs_RK = self.kept[row][1].log_probs(teacher_logits.logits_at(logits_NV, asked_RK, spans, **options))
+        found = []
+        for place, logits_CV in blocks:
+            ids_CK = top_ids(logits_CV, SEEN_WORDS, chunk_tokens=options["chunk_tokens"])
+            asked_CK = torch.cat([ids_CK, labels_R[place].unsqueeze(-1)], dim=-1)
+            found.append((ids_CK, teacher_logits.logits_at(logits_CV, asked_CK, **options)))
+        ids_RK, asked_RK = (torch.cat(parts) for parts in zip(*found, strict=True))
+        log_probs_RK = self.kept[row][1].log_probs(asked_RK)
         words_RK, own_R = log_probs_RK[:, :-1], log_probs_RK[:, -1]
         self.seen[row] = {"teacher_log_prob": own_R, "teacher_ids": ids_RK, "teacher_word_log_probs": words_RK}
 
     def close(self, layer: OutputLayer, model: str) -> None:
         """After the last micro-batch: take the teacher's output layer as it stands.
 
-        Once a run a few tokens' logits are made from it and compared with the model's own. Raises RuntimeError, with the
-        model's name, where they differ by more than rounding.
+        Once a run a few tokens' logits are made from it and compared with the model's own (`Probe.compare`).
         """
         self.layer = layer
-        if self._probe is None:
-            return
-        hidden_NH, ids_NK, own_NK, options = self._probe
-        again_NK = layer.logits_at(hidden_NH, ids_NK, **options)
-        # a sum of products is rounded once in the states' dtype, to another neighbour here and there: on the mean far less
-        allowed = 0.5 * torch.finfo(hidden_NH.dtype).eps * float(own_NK.abs().mean()) + 1e-5
-        difference = float((again_NK - own_NK).abs().mean())
-        if not difference <= allowed:
-            tokens = len(own_NK)
-            raise RuntimeError(DIFFERENT.format(model=model, tokens=tokens, difference=difference, allowed=allowed))
-        self._probe, self._checked = None, True
+        if self._probe is not None:
+            self._probe.compare(layer, model)
+            self._probe, self._checked = None, True
 
     def entropy(self, rows: list[int], device: torch.device) -> Tensor:
         """The teacher's entropy, float32, at all response tokens of the rows, in order."""
         found = [self.kept[row][1].entropy_N for row in rows]
         return torch.cat(found) if found else torch.zeros(0, device=device)
 
-    def log_probs(self, rows: list[int], ids_MK: Tensor, **options) -> Tensor:
-        """The teacher's log-probabilities, float32 [M, K], at the ids of all response tokens of the rows, in order."""
-        if not rows:
-            return torch.zeros(ids_MK.shape, device=ids_MK.device)
+    def tokens_of(self, rows: list[int]) -> "TeacherTokens":
+        """What is kept of the rows' response tokens, in order."""
         assert self.layer is not None, "the teacher's pass was not closed"
-        hidden_MH, teacher = self._of(rows)
-        return teacher.log_probs(self.layer.logits_at(hidden_MH, ids_MK, **options))
-
-    def log_tail(self, rows: list[int], ids_MK: Tensor, **options) -> Tensor:
-        """The log-mass, float32 [M], that the teacher has on all words but the ids: through the whole output layer."""
-        if not rows:
-            return torch.zeros(len(ids_MK), device=ids_MK.device)
-        assert self.layer is not None, "the teacher's pass was not closed"
-        hidden_MH, teacher = self._of(rows)
-        rest_M = self.layer.rest_at(hidden_MH, ids_MK, **options)
-        return (rest_M - teacher.largest_N - teacher.log_sum_N).clamp(min=LEAST_TAIL)
-
-    def _of(self, rows: list[int]) -> tuple[Tensor, TeacherStatistics]:
-        """Hidden states and statistics of the rows' tokens, in order."""
         hidden, statistics = zip(*(self.kept[row] for row in rows), strict=True)
-        return torch.cat(hidden), TeacherStatistics(*(torch.cat(part) for part in zip(*statistics, strict=True)))
+        parts = (torch.cat(part) for part in zip(*statistics, strict=True))
+        return TeacherTokens(torch.cat(hidden), TeacherStatistics(*parts), self.layer)
+
+
+class TeacherTokens(NamedTuple):
+    """The self-teacher at M tokens, asked at ids that the student chose."""
+
+    hidden_MH: Tensor
+    statistics: TeacherStatistics
+    layer: OutputLayer
+
+    def log_probs(self, place: slice, ids_CK: Tensor, **options) -> Tensor:
+        """The teacher's log-probabilities, float32 [C, K], of the ids at the tokens of a place."""
+        return self._at(place).log_probs(self.layer.logits_at(self.hidden_MH[place], ids_CK, **options))
+
+    def log_tail(self, place: slice, ids_CK: Tensor, **options) -> Tensor:
+        """The log-mass, float32 [C], that the teacher has on all words but the ids: through the whole output layer."""
+        rest_C, teacher = self.layer.rest_at(self.hidden_MH[place], ids_CK, **options), self._at(place)
+        return (rest_C - teacher.largest_N - teacher.log_sum_N).clamp(min=LEAST_TAIL)
+
+    def _at(self, place: slice) -> TeacherStatistics:
+        return TeacherStatistics(*(part[place] for part in self.statistics))

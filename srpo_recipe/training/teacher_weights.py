@@ -61,7 +61,7 @@ class TeacherWeights:
             for part in (head.weight, getattr(head, "bias", None))
         )
         assert weight is not None
-        return OutputLayer(weight, bias, self.after_head)
+        return OutputLayer(weight, bias, self.after_head.function)
 
     def _gathered(self, weight: DTensor) -> Tensor:
         """A copy: on a single rank nothing is gathered, and the EMA would write into the layer that the batch was scored by."""

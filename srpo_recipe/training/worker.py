@@ -17,10 +17,10 @@ from srpo_recipe.records import checkpoint
 from srpo_recipe.run.say import phase_done
 from srpo_recipe.settings.read import from_plain
 from srpo_recipe.training import adapters, engine
-from srpo_recipe.training.engine import PASS
 from srpo_recipe.training.fields import TEACHER_ROW
 from srpo_recipe.training.loss_metrics import over_steps
 from srpo_recipe.training.losses import update_loss
+from srpo_recipe.training.passes import PASS
 from srpo_recipe.training.seen import Seen, SeenTokens
 from srpo_recipe.training.watch.sync_watch import SyncWatch
 
@@ -66,6 +66,7 @@ class SRPOWorker(ActorRolloutRefWorker):
             if self.is_lora:  # verl did it for a model of its own
                 self.set_dispatch_collect(mesh_name="ref", **self.teacher.get_dispatch_collect())
         actor_config = self.loss_fn.keywords["config"]  # verl has built it into its own loss
+        self.actor.engine.actor_config = actor_config
         self.seen = SeenTokens(self.teacher and self.teacher.engine.states)
         self.loss_fn: partial = partial(update_loss, actor_config, self.srpo, seen=self.seen)
         self.actor.set_loss_fn(self.loss_fn)

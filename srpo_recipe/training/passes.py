@@ -1,0 +1,213 @@
+"""What a forward pass with a name makes of the logits: "teacher" keeps the self-teacher's states, "update" gives the loss what it
+needs of the student. Either way `srpo.logits_rows` tokens at a time, or all at once where it is null.
+
+A pass is named by the batch's `srpo_pass`; one without a name is verl's own.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+from srpo_recipe.method import dw_sdpo
+from srpo_recipe.method.logits import tokens_in, top_ids
+from srpo_recipe.method.student_head import Divergence, StudentPass
+from srpo_recipe.method.student_logits import student_statistics
+from srpo_recipe.method.teacher_logits import OutputLayer
+from srpo_recipe.settings.schema import SRPOConfig
+from srpo_recipe.training.fields import TEACHER_ROW, MicroBatch, seen_rows
+from srpo_recipe.training.losses import token_gradients
+from srpo_recipe.training.output_layer import AfterHead, HeadPass
+from srpo_recipe.training.teacher_states import SEEN_WORDS, Blocks, TeacherStates, probed
+
+if TYPE_CHECKING:
+    from verl.workers.config import ActorConfig
+
+    from srpo_recipe.training.engine import RoutedEngine
+
+PASS = "srpo_pass"
+
+
+class NamedPasses(FSDPEngineWithLMHead):
+    """verl's engine of a language model, with the passes of RoutedEngine (engine.py)."""
+
+    srpo: SRPOConfig  # set by SRPOWorker.init_model, as is the next
+    actor_config: "ActorConfig"
+    teacher: "RoutedEngine | None"
+    states: TeacherStates
+    after_head: AfterHead | None
+    head: HeadPass
+    # of the micro-batch under way: the tokens whose logits are wanted (None for all), what the output layer was given for them,
+    # and the pass of a student whose logits are made in blocks
+    head_rows: Tensor | None = None
+    head_input: Tensor | None = None
+    student_pass: StudentPass | None = None
+
+    def take_output_layer(self) -> None:
+        """After the model is sharded: see what its output layer is given, and take its place where a pass asks for that."""
+        self.module.get_output_embeddings().register_forward_pre_hook(self._before_head)
+        self.head = HeadPass(self.module, self.after_head)
+
+    def forget_pass(self) -> None:
+        """After the last micro-batch."""
+        self.head_rows = self.head_input = self.student_pass = None
+        self.head.clear()
+
+    def _before_head(self, _, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Give the output layer the wanted tokens alone: a prompt's logits are neither needed nor made."""
+        hidden = inputs[0]
+        if self.head_rows is not None:
+            hidden = hidden.flatten(0, -2)[self.head_rows].unsqueeze(0)
+            self.head_input = hidden.detach().flatten(0, -2)
+        return hidden, *inputs[1:]
+
+    def prepare_model_inputs(self, micro_batch: TensorDict):
+        self.forget_pass()
+        model_inputs, output_args = super().prepare_model_inputs(micro_batch)
+        stage = self._pass_of(micro_batch)
+        if stage is not None:
+            self.head_rows = self._response_rows(micro_batch, model_inputs["input_ids"])
+            if self.srpo.logits_rows is not None and self.after_head is not None:
+                self.head.work = partial(self._student_work if stage == "update" else self._teacher_work, micro_batch)
+        return model_inputs, output_args
+
+    def prepare_model_outputs(self, output, output_args, micro_batch: TensorDict, logits_processor_func):
+        """What the pass wants of the logits, which are those of the response tokens alone, row after row: [N, V]."""
+        stage = self._pass_of(micro_batch)
+        if stage is None:
+            return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        if stage == "update":
+            return self._student(output.logits, micro_batch)
+        assert stage == "teacher" and self.head_input is not None
+        if self.head.probed is not None:
+            hidden_NH, logits_NV = self.head.probed
+            self.states.probe(hidden_NH, logits_NV, **self._options(logits_NV.shape[1], micro_batch))
+            return {}
+        logits_NV, place = output.logits.flatten(0, -2), probed(len(self.head_input))
+        options = self._options(logits_NV.shape[1], micro_batch)
+        self.states.probe(self.head_input[place], logits_NV[place], **options)
+        self._keep(micro_batch, self.head_input, lambda part: [(slice(0, None), logits_NV[part])], options)
+        return {}
+
+    # ------------------------------------------------------------------------------------------------------- teacher
+
+    def _teacher_work(
+        self, micro_batch: TensorDict, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None
+    ) -> Tensor:
+        """In the place of the output layer: keep everything, return nothing of use."""
+        assert self.after_head is not None
+        layer = OutputLayer(weight_VH.detach(), bias_V, self.after_head.function)
+        hidden_NH, options = hidden_NH.detach(), self._options(len(weight_VH), micro_batch)
+        self._keep(micro_batch, hidden_NH, lambda part: layer.blocks(hidden_NH[part], self.srpo.logits_rows), options)
+        return hidden_NH.new_zeros(1)
+
+    def _keep(
+        self, micro_batch: TensorDict, hidden_NH: Tensor, blocks: Callable[[slice], Blocks], options: dict
+    ) -> None:
+        """Of the teacher's pass over a micro-batch. blocks: the logits of a slice of its tokens."""
+        rows, responses = micro_batch[TEACHER_ROW].reshape(-1).tolist(), micro_batch["responses"]
+        lengths, ends = responses.offsets().diff().tolist(), responses.offsets().tolist()
+        self.states.keep(rows, lengths, hidden_NH, blocks(slice(0, None)), **options)
+        for place, number in enumerate(seen_rows(micro_batch)):
+            if number >= 0:
+                part = slice(*ends[place : place + 2])
+                self.states.see(rows[place], blocks(part), responses.values()[part], **options)
+
+    def _teacher_entropy(self, view: MicroBatch) -> Tensor:
+        """Of the routed rows' response tokens, in order: float32 [M]."""
+        if self.teacher is None:
+            return torch.zeros(0, device=view.mask_BT.device)
+        return self.teacher.states.entropy(view.teacher_rows, view.mask_BT.device)
+
+    # ------------------------------------------------------------------------------------------------------- student
+
+    def _student_work(
+        self, micro_batch: TensorDict, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None
+    ) -> Tensor:
+        """In the place of the output layer: both results of the pass, one after the other, [N + M]."""
+        assert self.after_head is not None
+        view, options = MicroBatch.of(micro_batch), self._options(len(weight_VH), micro_batch)
+        self.student_pass = StudentPass(
+            micro_batch["responses"].values(),
+            list(zip(view.length_B.tolist(), view.routed_B.tolist(), strict=True)),
+            self.srpo.top_k,
+            self._divergence(view, options),
+            token_gradients(self.actor_config, self.srpo, micro_batch, self._teacher_entropy(view)),
+            self.after_head.function,
+            rows=self.srpo.logits_rows or 0,
+            shown=SEEN_WORDS,
+            **options,
+        )
+        return torch.cat(self.student_pass(hidden_NH, weight_VH, bias_V))
+
+    def _student(self, logits: Tensor, micro_batch: TensorDict) -> dict[str, Tensor]:
+        """For the loss: the log-prob of each token [N] and, of the routed rows' tokens, divergence and entropy [M]. For seen.py
+        the few words that it likes best there, [M, 5].
+        """
+        view, made = MicroBatch.of(micro_batch), self.student_pass
+        entropy_M = self._teacher_entropy(view)
+        if made is not None:
+            log_prob_N, divergence_M = logits.split([len(made.labels_N), len(made.ids_MS)])
+            words_MS, word_log_prob_MS = made.ids_MS, made.log_prob_MS
+        else:
+            logits_NV = logits.flatten(0, -2)
+            options = self._options(logits_NV.shape[1], micro_batch)
+            ends, routed = micro_batch["responses"].offsets().tolist(), view.routed_B.tolist()
+            spans = list(zip(ends[:-1], ends[1:], strict=True))
+            routed_spans = [span for span, taken in zip(spans, routed, strict=True) if taken]
+            ids_MK = top_ids(logits_NV, self.srpo.top_k, routed_spans, options["chunk_tokens"])
+            # nothing else reads the logits
+            log_prob_N, log_mass_MB = student_statistics(
+                logits_NV, micro_batch["responses"].values(), ids_MK, spans, routed, overwrite_logits=True, **options
+            )
+            divergence_M = self._divergence(view, options)(slice(0, None), ids_MK, log_mass_MB)
+            words_MS, word_log_prob_MS = ids_MK[:, :SEEN_WORDS], log_mass_MB[:, :-1][:, :SEEN_WORDS]
+        found = {"log_probs": log_prob_N, "divergence": divergence_M, "teacher_entropy": entropy_M}
+        return found | {"words": words_MS, "word_log_probs": word_log_prob_MS}
+
+    def _divergence(self, view: MicroBatch, options: dict) -> Divergence:
+        """Of the routed rows' tokens, asked at some of them."""
+        scored = self.teacher is not None and view.teacher_rows
+        tokens = self.teacher.states.tokens_of(view.teacher_rows) if self.teacher is not None and scored else None
+
+        def divergence(place_M: slice, ids_CK: Tensor, log_mass_CB: Tensor) -> Tensor:
+            teacher_CK, tail_C = torch.zeros(ids_CK.shape, device=ids_CK.device), None
+            if tokens is not None:
+                teacher_CK = tokens.log_probs(place_M, ids_CK, **options)
+                if dw_sdpo.needs_exact_tail(self.srpo.alpha):
+                    tail_C = tokens.log_tail(place_M, ids_CK, **options)
+            return dw_sdpo.divergence(log_mass_CB, teacher_CK, self.srpo.alpha, tail_C)
+
+        return divergence
+
+    # -------------------------------------------------------------------------------------------------------- helpers
+
+    def _options(self, words: int, micro_batch: TensorDict) -> dict[str, Any]:
+        """Of the passes over the vocabulary."""
+        chunk_tokens = tokens_in(self.srpo.chunk_megabytes, words)
+        return {"temperature": float(micro_batch["temperature"]), "chunk_tokens": chunk_tokens}
+
+    @staticmethod
+    def _pass_of(batch: TensorDict) -> str | None:
+        return tu.get_non_tensor_data(data=batch, key=PASS, default=None)
+
+    @staticmethod
+    def _response_rows(micro_batch: TensorDict, ids: Tensor) -> Tensor:
+        """The rows of the flattened hidden states that predict a response token: P - 1 ... P + R - 2 of each sequence.
+
+        verl packs the sequences (ids [1, total]) or pads them on the right (ids [B, width]).
+        """
+        prompt_B = micro_batch["prompts"].offsets().diff()
+        response_B = micro_batch["responses"].offsets().diff()
+        if tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True):
+            start_B = micro_batch["input_ids"].offsets()[:-1]
+        else:
+            start_B = torch.arange(len(prompt_B), device=prompt_B.device) * ids.shape[1]
+        first_B = start_B + prompt_B - 1
+        spans = zip(first_B.tolist(), (first_B + response_B).tolist(), strict=True)
+        return torch.cat([torch.arange(*span) for span in spans]).to(ids.device)
