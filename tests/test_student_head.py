@@ -163,3 +163,13 @@ def test_a_number_that_is_not_finite_reaches_the_gradient():
     case = Case()
     case.advantage_N[3] = float("nan")
     assert not torch.isfinite(case.ours()[3][0]).all()
+
+
+def test_a_block_that_nothing_flows_back_from_costs_no_gradient():
+    """Rollouts without an advantage, off the distillation route: the numbers are the same, two of three products are left out."""
+    case = Case()
+    case.coefficient_N[~DISTILLED] = 0.0
+    *_, gradients = case.plain()
+    made = case.ours(rows=4)[3]
+    assert all(close(one, other, 2e-5) for one, other in zip(made, gradients, strict=True))
+    assert not made[0][-8:].any()

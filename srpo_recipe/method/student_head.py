@@ -86,6 +86,8 @@ class StudentPass:
                 logits_CV += bias_V
             for place_N, place_M in self._places(part):
                 self._piece(softmax, logits_CV[place_N.start - start : place_N.stop - start], place_N, place_M, found)
+            if not found.grad_N[part].any() and not self._distilled(part):
+                continue  # nothing flows back from the block: rollouts without an advantage, and masked tokens
             if hidden_grad is not None:
                 torch.mm(logits_CV, weight_VH, out=hidden_grad[part])
             if weight_grad is not None:
@@ -93,6 +95,10 @@ class StudentPass:
             if bias_grad is not None:
                 bias_grad += logits_CV.sum(0)
         return found
+
+    def _distilled(self, part: slice) -> bool:
+        """Whether any token of a block is."""
+        return any(place_M is not None for _, place_M in self._places(part))
 
     def _places(self, part: slice) -> Iterator[tuple[slice, slice | None]]:
         """(place among N, place among M or None) of the pieces of a block."""
