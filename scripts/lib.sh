@@ -19,9 +19,11 @@ show() { printf '%q ' "$@"; echo; }
 ray_token() {
     export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
     local file=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
-    if [ "$RAY_AUTH_MODE" != token ] || [ -n "${RAY_AUTH_TOKEN:-}" ] || [ -s "$file" ] || [ -n "${dry_run:-}" ]; then return; fi
-    [ -n "${make_token:-}" ] || fail "no $file: copy it from the head, or set RAY_AUTH_TOKEN (RAY_AUTH_MODE=disabled: none)"
-    "$venv/bin/ray" get-auth-token --generate > /dev/null
+    if [ "$RAY_AUTH_MODE" != token ] || [ -n "${RAY_AUTH_TOKEN:-}" ] || [ -n "${dry_run:-}" ]; then return; fi
+    if [ ! -s "$file" ] && [ -z "${make_token:-}" ]; then
+        fail "no $file: copy it from the head, or set RAY_AUTH_TOKEN (RAY_AUTH_MODE=disabled: none)"
+    fi
+    "$venv/bin/python" -m srpo_recipe.run.ray_token || fail "see above"
 }
 
 # ray start, in the foreground. A machine without an accelerator offers slots in its place: SRPO_RANKS of them.

@@ -177,3 +177,18 @@ def test_hadolint_has_nothing_to_say():
 
 def test_shellcheck_has_nothing_to_say():
     lint("shellcheck", *DOCKER.glob("*.sh"), ROOT / "scripts/install.sh")
+
+
+def test_the_containers_of_the_cluster_have_no_rights_of_the_administrators():
+    """Docker's default gives a container fourteen of them, and a program with the set-uid bit may take more."""
+    for name, service in yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"].items():
+        assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"], name
+        assert not service.get("cap_add") and not service.get("privileged"), name
+
+
+def test_every_container_in_the_docs_is_run_without_them():
+    text = (ROOT / "docs" / "docker.md").read_text() + "".join(path.read_text() for path in DOCKERFILES)
+    commands = re.findall(r"^(?:# *)?docker run .*$", text, re.M)
+    assert len(commands) >= 4
+    for command in commands:
+        assert "--cap-drop=ALL --security-opt=no-new-privileges" in command, command

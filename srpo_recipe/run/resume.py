@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from srpo_recipe.records import checkpoint, manifest
+from srpo_recipe.records import checkpoint, manifest, owners
 from srpo_recipe.settings.run import ANYWAY
 
 FRESH = "run.fresh=true starts at step 0 and keeps the folder aside"
@@ -92,7 +92,19 @@ def finished(config: DictConfig, step: int) -> bool:
     return bool(step) and total is not None and step >= total and not config.trainer.val_only
 
 
+def _require_own(config: DictConfig, path: Path, said: str) -> None:
+    """Nobody else can have put code into the checkpoint, which verl would run as it reads it (torch.load)."""
+    run = Path(config.run.dir)
+    wrong = owners.open_to_others(path, run if path.absolute().is_relative_to(run.absolute()) else path)
+    if wrong:
+        raise ValueError(
+            f"{said}{wrong}. Reading a checkpoint runs the code that is in it, so it must be nobody else's to write. If you "
+            f"trust it: cp -r {path} to a folder of your own, or chown and chmod -R go-w {run}"
+        )
+
+
 def _require_whole(config: DictConfig, path: Path, said: str) -> None:
+    _require_own(config, path, said)
     found = manifest.damage(path, _needs_teacher(config))
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

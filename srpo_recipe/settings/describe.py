@@ -48,7 +48,8 @@ def describe(config: DictConfig, settings: SRPOConfig) -> list[tuple[str, str]]:
 
 
 def _model(model: DictConfig) -> str:
+    code = ", and runs the Python that lies there (trust_remote_code)" if model.trust_remote_code else ""
     if not model.lora_rank:
-        return str(model.path)
+        return f"{model.path}{code}"
     synced = "merged weights" if model.lora.merge else "an adapter"
-    return f"{model.path}, LoRA rank {model.lora_rank}, alpha {model.lora_alpha}, to vLLM as {synced}"
+    return f"{model.path}, LoRA rank {model.lora_rank}, alpha {model.lora_alpha}, to vLLM as {synced}{code}"
