@@ -158,3 +158,19 @@ def test_a_decision_is_frozen(tokenizer):
         found.rerouted = 3
     with pytest.raises(AttributeError):
         found.rollouts.reward_B = None
+
+
+@pytest.mark.parametrize("rule", ["srpo", "sdpo"])
+def test_a_rollout_of_several_rows_is_routed_by_its_reward_and_shown_by_its_last(tokenizer, rule):
+    """Rows 0, 1 and 2 are one correct rollout, 3 and 4 one that failed, 5 another that failed."""
+    rewards = [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    session_B, output_B = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 2, 1, 1, 0, 0])
+    one = rollouts(tokenizer, rewards, group_B=torch.zeros(6, dtype=torch.long), session_B=session_B, output_B=output_B)
+    found = decide(one, replace(ROUTING, rule=rule, demonstration="random"), builder(tokenizer), step=1)
+    assert found.teacher_B.tolist() == [False] * 3 + [True] * 3  # the correct one is no sibling of its own rows
+    assert found.siblings == {3: 1, 4: 1, 5: 1}  # output 2, the last one
+    assert found.route.distill_B.tolist() == [0, 0, 0, 1, 1, 1]
+    order = [5, 1, 0, 4, 2, 3]
+    moved = found.reordered(order)
+    assert moved.rollouts.output_B.tolist() == [0, 2, 0, 0, 1, 1] and moved.siblings == {0: 1, 3: 1, 5: 1}
+    assert moved.rollouts.last_B.tolist() == [True, True, False, False, False, True]

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from srpo_recipe.method.decision import Decision
 from srpo_recipe.method.route import Route
@@ -88,10 +89,22 @@ def test_an_agent_loop_that_does_not_tell_how_it_rendered_the_prompt_is_refused_
     assert verified.read(batch(), needs_teacher=False)["a_0_0"].chat is None  # GRPO has no teacher to mislead
 
 
-def test_an_agent_loop_with_several_outputs_is_refused(monkeypatch):
-    queue(monkeypatch)
-    with pytest.raises(NotImplementedError, match="rollout b_1_2 has several outputs"):
-        verified.read(batch(["b_1_2", *KEYS[1:]]), needs_teacher=True)
+def test_the_rows_of_a_rollout_share_its_reward_and_its_advantage(monkeypatch):
+    """An agent loop that summarises its context makes several of one rollout; the mean of the group runs over rollouts."""
+    keys = ["a_0_0", "a_0_1", "a_1_0", "a_0_2"]
+    scores = fields.jagged([torch.tensor([0.0, score]) for score in (1.0, 1.0, 0.0, 1.0)])
+    written = queue(monkeypatch, rm_scores=scores, index=[7] * 4)
+    found, rollouts = verified.in_batch_order(verified.read(batch(keys), True), batch(keys), filler=1)
+    assert rollouts.last_B.tolist() == [False, False, True, True] and rollouts.output_B.tolist() == [0, 1, 0, 2]
+    masks = fields.jagged([torch.tensor([1, 0, 1])] * 4)
+    monkeypatch.setattr(verified.tq, "kv_batch_get", lambda **_: {"response_mask": masks})
+    verified.write_advantages(batch(keys), rollouts, OmegaConf.create({"norm_adv_by_std_in_grpo": False}))
+    advantages = [row.tolist() for row in written[-1]["fields"]["advantages"].unbind()]
+    assert advantages == [[0.5, 0, 0.5], [0.5, 0, 0.5], [-0.5, 0, -0.5], [0.5, 0, 0.5]]
+    none_B = torch.zeros(4, dtype=torch.bool)
+    decision = Decision(rollouts, none_B, none_B, Route(torch.ones(4), torch.zeros(4)), {}, {}, 0)
+    metrics = routing(decision, [row.agent for row in found], [row.info for row in found])
+    assert metrics["route/rollouts"] == 2 and metrics["route/reward"] == 0.5
 
 
 def test_every_row_is_told_its_route_in_one_write(monkeypatch):

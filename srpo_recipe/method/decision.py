@@ -6,6 +6,7 @@ budget is simply no teacher, and the routing table is asked once, with the teach
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ class Rollouts:
     index_B: number of the prompt in the data; session_B: number of the rollout in its group; group_B: int64, a label that
     the rollouts of one prompt share; reward_B: float32, from the verifier; real_B: bool, False for rows that only fill up
     the batch; responses: token ids; chats: what the students' prompts were rendered from; feedback: the verifier's text, or
-    None.
+    None; output_B: number of the row in its rollout, where an agent loop made several of one, None for one row each. Rows of one
+    rollout share index, session, group and reward.
     """
 
     index_B: Tensor
@@ -34,6 +36,16 @@ class Rollouts:
     responses: Sequence[Tensor]
     chats: Sequence[StudentChat]
     feedback: Sequence[str | None]
+    output_B: Tensor | None = None
+
+    @property
+    def last_B(self) -> Tensor:
+        """bool: the last row of its rollout, the one that was verified."""
+        if self.output_B is None:
+            return torch.ones_like(self.real_B)
+        rollout_B = torch.unique(torch.stack([self.group_B, self.session_B], dim=-1), dim=0, return_inverse=True)[1]
+        last_X = torch.zeros(len(rollout_B), dtype=torch.long).scatter_reduce_(0, rollout_B, self.output_B, "amax")
+        return self.output_B == last_X[rollout_B]
 
     @property
     def length_B(self) -> Tensor:
@@ -42,7 +54,8 @@ class Rollouts:
 
     def reordered(self, order: Sequence[int]) -> "Rollouts":
         """The same rollouts, row order[0] first."""
-        return Rollouts(*(_reordered(getattr(self, each.name), order) for each in fields(self)))
+        columns: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: _reordered(given, order) for name, given in columns.items() if given is not None})
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,7 @@ def decide(rollouts: Rollouts, routing: Routing, builder: TeacherPromptBuilder, 
     correct_B = (rollouts.reward_B >= routing.correct_threshold) & rollouts.real_B
     sibling_B = _siblings(rollouts, routing, correct_B, step)
     feedback = rollouts.feedback if routing.feedback != "off" else [None] * len(sibling_B)
-    shown_B = has_correct_sibling(correct_B, rollouts.group_B) & (routing.feedback != "replace")
+    shown_B = has_correct_sibling(correct_B, rollouts.group_B, rollouts.session_B) & (routing.feedback != "replace")
     teacher_B = (shown_B | torch.tensor([text is not None for text in feedback], dtype=torch.bool)) & rollouts.real_B
     asked_B = teacher_B & wants_teacher(routing.rule, correct_B, routing.mix)
 
@@ -152,7 +165,12 @@ def _siblings(rollouts: Rollouts, routing: Routing, correct_B: Tensor, step: int
     places = zip(rollouts.index_B.tolist(), rollouts.session_B.tolist(), strict=True)
     seed_B = torch.tensor([checksum(routing.seed, step, index, session) for index, session in places], dtype=torch.long)
     return choose_demonstrations(
-        routing.demonstration, correct_B, rollouts.group_B, rollouts.length_B, rollouts.session_B, seed_B
+        routing.demonstration,
+        correct_B & rollouts.last_B,
+        rollouts.group_B,
+        rollouts.length_B,
+        rollouts.session_B,
+        seed_B,
     )
 
 

@@ -12,22 +12,24 @@ def _mean(values: torch.Tensor | list) -> float:
 
 
 def routing(decision: Decision, agents: Sequence[Mapping], infos: Sequence[Mapping]) -> dict[str, float]:
-    """Metrics of one step's routing; shares are of the real rollouts, or of the groups where the name says so.
+    """Metrics of one step's routing; shares are of the real rollouts, or of the groups where the name says so. Of a rollout of
+    several rows the last one, which was verified, stands for it; routes and lengths are those of all rows.
 
     agents, infos: of each row, verl's metrics of its agent loop (seconds, which overlap in time) and what the reward
     function gave beside the reward.
     """
     rollouts, real_B = decision.rollouts, decision.rollouts.real_B
-    correct, group = decision.correct_B[real_B], rollouts.group_B[real_B]
+    judged_B = real_B & rollouts.last_B
+    correct, group = decision.correct_B[judged_B], rollouts.group_B[judged_B]
     length = rollouts.length_B[real_B].float()
     policy, distill = decision.route.policy_B[real_B] > 0, decision.route.distill_B[real_B] > 0
     groups = [correct[group == label] for label in torch.unique(group)]
-    real = [row for row, counts in enumerate(real_B.tolist()) if counts]
+    judged = torch.nonzero(judged_B).flatten().tolist()
     return {
-        "route/rollouts": len(real),
-        "route/reward": _mean(rollouts.reward_B[real_B]),
+        "route/rollouts": len(judged),
+        "route/reward": _mean(rollouts.reward_B[judged_B]),
         "route/correct_share": _mean(correct),
-        "route/teacher_available_share": _mean(decision.teacher_B[real_B]),
+        "route/teacher_available_share": _mean(decision.teacher_B[judged_B]),
         "route/distill_share": _mean(distill),
         "route/policy_share": _mean(policy),
         "route/all_wrong_groups": _mean([not bool(rows.any()) for rows in groups]),
@@ -37,11 +39,11 @@ def routing(decision: Decision, agents: Sequence[Mapping], infos: Sequence[Mappi
         "route/response_length": _mean(length),
         "route/response_length_policy": _mean(length[policy]),
         "route/response_length_distill": _mean(length[distill]),
-        "route/response_length_correct": _mean(length[correct]),
-        **agent_seconds([agents[row] for row in real]),
+        "route/response_length_correct": _mean(length[decision.correct_B[real_B]]),
+        **agent_seconds([agents[row] for row in judged]),
         "teacher/demonstration_length": _mean(decision.demonstration_lengths),
         "teacher/prompt_length": _mean([len(prompt.ids) for prompt in decision.prompts.values()]),
-        **verification([infos[row] for row in real]),
+        **verification([infos[row] for row in judged]),
     }
 
 

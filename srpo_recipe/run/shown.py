@@ -19,7 +19,8 @@ def shown_rows(rollouts: Rollouts, groups: int, seed: int, step: int) -> list[in
         index, group = int(rollouts.index_B[row]), int(rollouts.group_B[row])
         places.setdefault(group, (checksum(seed, "samples", step, index), group))
     chosen = {group: place for place, group in enumerate(sorted(places, key=places.__getitem__)[:groups])}
-    rows = [row for row, group in enumerate(rollouts.group_B.tolist()) if group in chosen and rollouts.real_B[row]]
+    wanted = (rollouts.real_B & rollouts.last_B).tolist()  # of a rollout of several rows the one that was verified
+    rows = [row for row, group in enumerate(rollouts.group_B.tolist()) if group in chosen and wanted[row]]
     return sorted(rows, key=lambda row: (chosen[int(rollouts.group_B[row])], int(rollouts.session_B[row])))
 
 

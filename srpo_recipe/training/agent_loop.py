@@ -14,49 +14,60 @@ from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
 from srpo_recipe.method.chat import with_system_prompt
 from srpo_recipe.method.seeds import checksum, row_number
 
-# The chat of the rollout that runs in this task, empty until it is rendered: one instance of a loop may serve many rollouts.
-_student_chat: ContextVar[dict[str, Any] | None] = ContextVar("student_chat", default=None)
+# The prompts of the rollout that runs in this task, as they are rendered: token ids, and the chat that they were rendered from.
+# One instance of a loop may serve many rollouts.
+_rendered: ContextVar[list[tuple[list[int], dict[str, Any]]] | None] = ContextVar("rendered", default=None)
 
 
 class TeachableLoop(AgentLoopBase):
     """Stands before one of verl's agent loops among the base classes of a loop that the self-teacher can follow.
 
-    It puts `srpo.system_prompt` before a chat that has no system turn, seeds every rollout, and leaves in the output's
-    extra_fields:
+    It puts `srpo.system_prompt` before a chat that has no system turn, seeds every rollout, and leaves in the extra_fields of
+    each output (a loop that summarises or forks its context makes several of one rollout):
 
     student_chat: {"messages": [...], "tools": [...] or None}, as the student's prompt was rendered from them (an empty list of
-        tools stays one, since chat templates tell it from None). It is absent when the loop renders its prompt otherwise than
+        tools stays one, since chat templates tell it from None). It is absent when the loop renders that prompt otherwise than
         through verl's `ct_build_initial_tokens`.
     truncated: whether generation stopped at the token limit that verl's server sets, rather than at an end of its own.
     """
 
-    async def run(self, sampling_params: dict[str, Any], **kwargs) -> AgentLoopOutput:
+    async def run(self, sampling_params: dict[str, Any], **kwargs) -> AgentLoopOutput | list[AgentLoopOutput]:
         srpo = self.config.srpo
         index = row_number(kwargs.get("index") or 0)
         seed = checksum(srpo.seed, kwargs.get("global_steps"), index, kwargs.get("session_id"))
         kwargs["raw_prompt"] = with_system_prompt(kwargs["raw_prompt"], srpo.system_prompt)
-        chat: dict[str, Any] = {}
-        token = _student_chat.set(chat)
+        rendered: list[tuple[list[int], dict[str, Any]]] = []
+        token = _rendered.set(rendered)
         try:
-            output = await super().run({**sampling_params, "seed": seed}, **kwargs)
+            outputs = await super().run({**sampling_params, "seed": seed}, **kwargs)
         finally:
-            _student_chat.reset(token)
-        if chat:
-            output.extra_fields["student_chat"] = chat
-        output.extra_fields["truncated"] = self._truncated(output)
-        return output
+            _rendered.reset(token)
+        for output in outputs if isinstance(outputs, list) else [outputs]:
+            if (chat := _chat_of(output, rendered)) is not None:
+                output.extra_fields["student_chat"] = chat
+            output.extra_fields["truncated"] = self._truncated(output)
+        return outputs
 
     async def ct_build_initial_tokens(self, messages, tools=None, **kwargs) -> list[int]:
-        chat = _student_chat.get()
-        if chat is not None and not chat:
-            # copies: a loop of many turns goes on to write into its own lists
-            chat.update(messages=list(messages), tools=None if tools is None else list(tools))
-        return await super().ct_build_initial_tokens(messages, tools=tools, **kwargs)
+        # copies: a loop of many turns goes on to write into its own lists
+        chat = {"messages": list(messages), "tools": None if tools is None else list(tools)}
+        ids = await super().ct_build_initial_tokens(messages, tools=tools, **kwargs)
+        rendered = _rendered.get()
+        if rendered is not None:
+            rendered.append((list(ids), chat))
+        return ids
 
     def _truncated(self, output: AgentLoopOutput) -> bool:
         room = self.prompt_length + self.response_length - len(output.prompt_ids)
         limit = max(1, min(self.response_length, room))
         return len(output.response_ids) >= limit and output.response_ids[-1] != self.tokenizer.eos_token_id
+
+
+def _chat_of(output: AgentLoopOutput, rendered: list[tuple[list[int], dict[str, Any]]]) -> dict[str, Any] | None:
+    """What an output's prompt was rendered from; None where the loop made it in another way."""
+    if len(rendered) == 1:
+        return rendered[0][1]
+    return next((chat for ids, chat in rendered if ids == output.prompt_ids), None)
 
 
 class SeededSingleTurnAgentLoop(TeachableLoop, SingleTurnAgentLoop):

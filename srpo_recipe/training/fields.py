@@ -17,7 +17,9 @@ POLICY, DISTILL, TEACHER_ROW = "route_policy", "route_distill", "teacher_row"
 # The number of a row whose tokens the trainer wants to see (seen.py), -1 for the others. A batch may come without.
 SEEN = "seen"
 # Of a mini-batch, not of its rows: `loss.Totals` as a tuple, and the cap of the rollout correction, or NO_CAP for none.
+# And of a batch: how many optimiser steps it has, however many rows.
 TOTALS, IMPORTANCE_CAP, NO_CAP = "srpo_totals", "importance_cap", "none"
+OPTIMIZER_STEPS = "optimizer_steps"
 
 
 def jagged(rows: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from verl.utils.seqlen_balancing import log_seqlen_unbalance
 from srpo_recipe.method.decision import Decision, decide
 from srpo_recipe.run import routing_metrics
 from srpo_recipe.training import balance, teacher_call, verified
-from srpo_recipe.training.fields import IMPORTANCE_CAP
+from srpo_recipe.training.fields import IMPORTANCE_CAP, OPTIMIZER_STEPS
 from srpo_recipe.training.sampled import SampledTrainer
 
 
@@ -28,6 +28,11 @@ class SRPOTrainer(SampledTrainer):
     decision: Decision
     infos: list[Mapping[str, Any]]
     shown: list[int]
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Of a batch."""
+        return self.config.data.train_batch_size // self.config.actor_rollout_ref.actor.ppo_mini_batch_size
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args, **kwargs) -> KVBatchMeta:
         """rollout -> verify -> route: the verified rows are read, dealt to the ranks, and each is told its route."""
@@ -82,9 +87,21 @@ class SRPOTrainer(SampledTrainer):
         metrics.update({f"teacher/{name}": count for name, count in counts.items()})
         return batch
 
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """verl's, but the mean of a group runs over its rollouts, not over the rows that an agent loop made of them."""
+        batch = super()._compute_advantage(batch, metrics)
+        rollouts = self.decision.rollouts
+        if not bool(rollouts.last_B.all()):
+            verified.write_advantages(batch, rollouts, self.config.algorithm)
+        return batch
+
+    def _get_required_batch_multiple(self, dp_size: int) -> int:
+        """verl's would be rows of rollouts of one row each; a batch of more rows has as many optimiser steps all the same."""
+        return dp_size * self.optimizer_steps
+
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """GRPO and DW-SDPO in one loss, and the EMA after every optimiser step: in the workers (worker.py, engine.py)."""
-        batch.extra_info[IMPORTANCE_CAP] = self.importance_cap
+        batch.extra_info |= {IMPORTANCE_CAP: self.importance_cap, OPTIMIZER_STEPS: self.optimizer_steps}
         batch = super()._update_actor(batch, metrics)
         with self.healthy():
             rollouts = self.decision.rollouts

@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 import transfer_queue as tq
+from omegaconf import DictConfig
 from tensordict import TensorDict
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 
 from srpo_recipe.method.decision import Decision, Rollouts
+from srpo_recipe.method.grpo import group_advantages
 from srpo_recipe.method.seeds import row_number
 from srpo_recipe.method.self_teacher import StudentChat
-from srpo_recipe.training.fields import DISTILL, POLICY, SEEN, TEACHER_ROW
+from srpo_recipe.training.fields import DISTILL, POLICY, SEEN, TEACHER_ROW, jagged
 
 FIELDS = ("index", "rm_scores", "responses", "extra_fields", "metrics")
 
@@ -25,11 +27,14 @@ YourLoop)) and name that class in actor_rollout_ref.rollout.agent.agent_loop_con
 
 @dataclass(frozen=True)
 class Verified:
-    """One rollout. info: what the reward function gave beside the reward; agent: what verl's agent loop measured of it."""
+    """One row of a rollout, mostly its only one; output: its number there. info: what the reward function gave beside the reward;
+    agent: what verl's agent loop measured of it.
+    """
 
     index: int
     uid: str
     session: int
+    output: int
     reward: float
     response: Tensor
     chat: StudentChat | None
@@ -40,15 +45,14 @@ class Verified:
 def read(batch: KVBatchMeta, needs_teacher: bool) -> dict[str, Verified]:
     """The rollouts of the batch by their keys.
 
-    Raises NotImplementedError for agent loops with several outputs a rollout and, where a teacher is needed, for one that does
-    not tell how it rendered the student's prompt.
+    Raises NotImplementedError where a teacher is needed and an agent loop does not tell how it rendered the student's prompt.
     """
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(FIELDS))
     extras = [_plain(row) or {} for row in data["extra_fields"]]
     columns = (data["index"], data["rm_scores"].unbind(), data["responses"].unbind(), extras, data["metrics"])
     rows = {}
     for key, index, scores, response, extra, agent in zip(batch.keys, *columns, strict=True):
-        uid, session = _split_key(key)
+        uid, session, output = _split_key(key)
         told = extra.get("student_chat")
         if needs_teacher and told is None:
             raise NotImplementedError(NO_CHAT.format(key=key, loop=extra.get("agent_loop")))
@@ -56,6 +60,7 @@ def read(batch: KVBatchMeta, needs_teacher: bool) -> dict[str, Verified]:
             row_number(index),
             uid,
             session,
+            output,
             float(scores.sum()),
             response,
             None if told is None else StudentChat(told["messages"], told["tools"]),
@@ -74,7 +79,7 @@ def settled_order(rows: Mapping[str, Verified], batch: KVBatchMeta) -> list[int]
     def place(row: int) -> tuple:
         one = found[row]
         # two files of data may number their rows alike: the chat tells the prompts apart, and then the response
-        return one.index, one.session, repr(one.chat), one.response.tolist()
+        return one.index, one.session, one.output, repr(one.chat), one.response.tolist()
 
     return sorted(range(len(found)), key=place)
 
@@ -92,6 +97,7 @@ def in_batch_order(rows: Mapping[str, Verified], batch: KVBatchMeta, filler: int
         responses=[row.response for row in found],
         chats=[row.chat or StudentChat([]) for row in found],
         feedback=[row.info.get("feedback") or None for row in found],
+        output_B=torch.tensor([row.output for row in found]),
     )
 
 
@@ -108,6 +114,21 @@ def write_routes(batch: KVBatchMeta, decision: Decision, seen: Collection[int] =
     )
 
 
+def write_advantages(batch: KVBatchMeta, rollouts: Rollouts, algorithm: DictConfig) -> None:
+    """Give all rows of a rollout its advantage in the group of rollouts. algorithm: section of the config."""
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
+    last_B = rollouts.last_B
+    advantage_L = group_advantages(
+        rollouts.reward_B[last_B], rollouts.group_B[last_B], bool(algorithm.norm_adv_by_std_in_grpo)
+    )
+    places = zip(rollouts.group_B[last_B].tolist(), rollouts.session_B[last_B].tolist(), strict=True)
+    of_rollout = dict(zip(places, advantage_L.tolist(), strict=True))
+    rows = zip(rollouts.group_B.tolist(), rollouts.session_B.tolist(), data["response_mask"].unbind(), strict=True)
+    advantages = jagged([mask.float() * of_rollout[group, session] for group, session, mask in rows])
+    fields = TensorDict({"advantages": advantages, "returns": advantages.clone()}, batch_size=len(batch.keys))
+    tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+
 def student_prompts(batch: KVBatchMeta, rows: Sequence[int]) -> list[list[int]]:
     """Token ids of the prompts that the students of these rows were given."""
     keys = [batch.keys[row] for row in rows]
@@ -116,18 +137,13 @@ def student_prompts(batch: KVBatchMeta, rows: Sequence[int]) -> list[list[int]]:
 
 
 def _padding(key: str, filler: int) -> Verified:
-    uid, session = _split_key(key)
-    return Verified(-1, uid, session, 0.0, torch.tensor([filler]), None, {}, {})
+    return Verified(-1, *_split_key(key), 0.0, torch.tensor([filler]), None, {}, {})
 
 
-def _split_key(key: str) -> tuple[str, int]:
-    """(prompt's uid, number of the rollout) of verl's key {uid}_{session}_{output}."""
+def _split_key(key: str) -> tuple[str, int, int]:
+    """(prompt's uid, number of the rollout, number of the row in it) of verl's key {uid}_{session}_{output}."""
     uid, session, output = key.rsplit("_", 2)
-    if output != "0":
-        raise NotImplementedError(
-            f"rollout {key} has several outputs; routing is defined for agent loops with one output a rollout"
-        )
-    return uid, int(session)
+    return uid, int(session), int(output)
 
 
 def _plain(value: Any) -> Any:

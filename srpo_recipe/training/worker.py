@@ -17,7 +17,7 @@ from srpo_recipe.records import checkpoint
 from srpo_recipe.run.say import phase_done
 from srpo_recipe.settings.read import from_plain
 from srpo_recipe.training import adapters, engine
-from srpo_recipe.training.fields import TEACHER_ROW
+from srpo_recipe.training.fields import OPTIMIZER_STEPS, TEACHER_ROW
 from srpo_recipe.training.loss_metrics import over_steps
 from srpo_recipe.training.losses import update_loss
 from srpo_recipe.training.passes import PASS
@@ -104,7 +104,8 @@ class SRPOWorker(ActorRolloutRefWorker):
     def update_actor(self, data: TensorDict) -> TensorDict:
         """The optimiser steps of one batch; the teacher's distance is measured once after them."""
         engine = self.actor.engine
-        tu.assign_non_tensor(data, **{PASS: "update"})
+        tu.pop(data, key="mini_batch_size", default=None)  # in rows, where a rollout may have several
+        tu.assign_non_tensor(data, num_mini_batch=tu.pop(data, key=OPTIMIZER_STEPS), **{PASS: "update"})
         output = super().update_actor(data)
         found = {"optimizer/skipped_steps": [engine.skipped_steps]}
         engine.skipped_steps = 0
