@@ -205,11 +205,11 @@ def test_failed_verifications_are_shares_by_cause():
 
 
 def test_the_trainer_validates_by_this_code():
-    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
     from srpo_recipe.training.step import SRPOTrainer
 
-    ours, verls = (trainer._val_metrics_update for trainer in (SRPOTrainer, PPOTrainerSync))
+    ours, verls = (trainer._val_metrics_update for trainer in (SRPOTrainer, PPOTrainer))
     assert ours is not verls and list(inspect.signature(ours).parameters) == list(inspect.signature(verls).parameters)
     trainer = SRPOTrainer.__new__(SRPOTrainer)
     trainer.sampled_groups, trainer.held_out = 0, ([], [], [])

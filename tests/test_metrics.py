@@ -22,6 +22,10 @@ RECORDED = json.loads((Path(__file__).parent / "recorded_metrics.json").read_tex
 # In the table, and written by verl alone where a setting asks for it or a rollout failed.
 RARE = {
     "training/rollout_failure/evicted_samples",
+    "training/off_policy/evicted_samples",
+    "training/off_policy/evicted_samples_staleness/mean",
+    "rollout/staleness",
+    "rollout/staleness_largest",
     "rollout_corr/rollout_is_batch_norm_factor",
     "rollout_corr/rollout_is_oob_ratio",
 }
@@ -118,7 +122,7 @@ def test_verls_metrics_of_a_critic_do_not_reach_the_log(monkeypatch):
     """verl makes them, by its own function; the trainer takes them out."""
     from verl import DataProto
     from verl.trainer.ppo.metric_utils import compute_data_metrics
-    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
     from srpo_recipe.training.lifecycle import LifecycleTrainer
 
@@ -131,10 +135,17 @@ def test_verls_metrics_of_a_critic_do_not_reach_the_log(monkeypatch):
     made |= {f"training/off_policy/trajectory_{name}/max": 0 for name in ("spans", "staleness", "staleness_worst")}
     for row in metrics.DROPPED:
         assert any(metrics.dropped([key]) and metrics.pattern(row.key).fullmatch(key) for key in made), row.key
-    monkeypatch.setattr(PPOTrainerSync, "_compute_metrics", lambda self, batch, logged, *rest: logged.update(made))
+    monkeypatch.setattr(PPOTrainer, "_compute_metrics", lambda self, batch, logged, *rest: logged.update(made))
     trainer, logged = LifecycleTrainer.__new__(LifecycleTrainer), {"route/reward": 1.0}
     trainer.total_training_steps, trainer.srpo = 2, SRPOConfig()
     trainer.step_log = type("Log", (), {"write": lambda self, step, total, shown, timing: None})()
     trainer._compute_metrics(None, logged, {}, 1, 0)
     assert "route/reward" in logged and "response_length/mean" in logged
     assert metrics.unknown(logged) == [] and not [key for key in logged if key.startswith("critic/")]
+
+
+def test_how_old_rollouts_are_is_counted_from_the_newest_weights():
+    """The newest are those after the step before; verl tags a row with those under which it began, or not at all."""
+    tags = [{"min_global_steps": version} for version in (6, 6, 5, 3)] + [{"is_padding": True}]
+    assert routing_metrics.staleness(7, tags) == {"rollout/staleness": 1.0, "rollout/staleness_largest": 3.0}
+    assert routing_metrics.staleness(7, tags[4:]) == {}

@@ -37,7 +37,9 @@ NAMES = {
     "verl.trainer.ppo.v1.trainer_base:register_trainer": "name",
     "verl.workers.engine.base:EngineRegistry": None,
     # trainer
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer": "config",
     "verl.trainer.ppo.v1.trainer_sync:PPOTrainerSync": "config",
+    "verl.trainer.ppo.v1.trainer_colocate_async:PPOTrainerColocateAsync": "config",
     "verl.trainer.ppo.utils:Role": None,
     "verl.trainer.ppo.checkpoint_callback:CheckpointCallback": "config",
     "verl.utils.debug:marked_timer": "name timing_raw color domain category",
@@ -119,6 +121,8 @@ METHODS = {
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer.on_validate_begin": "self",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer.on_train_begin": "self",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._balance_batch": "self batch metrics logging_prefix keep_minibatch",
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_advantage": "self batch metrics",
+    "verl.trainer.ppo.v1.trainer_base:PPOTrainer._get_required_batch_multiple": "self dp_size",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_old_log_prob": "self batch metrics",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._compute_ref_log_prob": "self batch metrics",
     "verl.trainer.ppo.v1.trainer_base:PPOTrainer._update_actor": "self batch metrics",
@@ -198,7 +202,7 @@ METHODS = {
 # Attributes that exist only once verl has run: a piece of verl's own source that shows them, and how often it must stand.
 SOURCE = {
     "verl.trainer.ppo.v1.trainer_base": {
-        'self.trainer_mode == "sync"': 2,  # the comparisons that SRPOTrainer.trainer_mode answers
+        'self.trainer_mode == "sync"': 2,  # the comparisons that LifecycleTrainer.trainer_mode answers
         'self.trainer_mode != "sync"': 4,
         "self.trainer_mode = self.config.trainer.v1.trainer_mode": 1,
         "self.role_worker_mapping": None,
@@ -360,8 +364,11 @@ def test_nothing_in_the_list_is_unused():
 
 
 OURS = (
+    "srpo_recipe.training.step:RoutedSteps",
     "srpo_recipe.training.step:SRPOTrainer",
+    "srpo_recipe.training.step:SRPOAsyncTrainer",
     "srpo_recipe.training.lifecycle:LifecycleTrainer",
+    "srpo_recipe.training.passes:NamedPasses",
     "srpo_recipe.training.engine:RoutedEngine",
     "srpo_recipe.training.adapters:AdapterEngine",
     "srpo_recipe.training.worker:RoutedTrainingWorker",
@@ -413,7 +420,7 @@ def test_every_class_of_ours_that_extends_verl_is_checked():
                 found.add(node.name)
     checked = {path.partition(":")[2].split(".")[0] for path in OURS}
     # these extend ours, which extend verl's
-    assert found == (checked - {"SRPOTrainer", "AdapterEngine"}) | {"PlatformCPU"}
+    assert found == (checked - {"RoutedSteps", "RoutedEngine", "AdapterEngine"}) | {"PlatformCPU"}
 
 
 def test_the_platform_answers_all_that_verl_may_ask():
@@ -478,6 +485,7 @@ from verl.trainer.ppo.v1 import get_trainer_cls
 from verl.workers.engine.base import EngineRegistry
 from srpo_recipe.training import advantage, engine, losses, step
 assert get_trainer_cls("srpo") is step.SRPOTrainer
+assert get_trainer_cls("srpo_colocate_async") is step.SRPOAsyncTrainer
 assert get_adv_estimator_fn("srpo") is advantage.srpo_advantage
 assert get_policy_loss_fn("srpo") is losses.srpo_policy_loss
 assert EngineRegistry.get_engine_cls(engine.MODEL_TYPE, "fsdp2") is engine.RoutedEngine

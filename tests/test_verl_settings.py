@@ -10,7 +10,17 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from srpo_recipe.settings.compose import compose_config, verl_defaults
-from srpo_recipe.settings.refusals import ACTOR, MODEL, REF, REFUSALS, ROLLOUT, TEACHER_REFUSALS, UNREAD, Key
+from srpo_recipe.settings.refusals import (
+    ACTOR,
+    MODEL,
+    REF,
+    REFUSALS,
+    ROLLOUT,
+    TEACHER_REFUSALS,
+    UNREAD,
+    UNREAD_IN_SYNC,
+    Key,
+)
 from srpo_recipe.settings.rules import check
 
 ROWS = [*REFUSALS, *TEACHER_REFUSALS]
@@ -126,7 +136,7 @@ def named(table: dict[str, str]) -> set[str]:
 
 
 OF_LORA = {f"{MODEL}.lora", f"{MODEL}.target_parameters"}  # settings/lora.py and tests/test_lora_settings.py
-REFUSED = {row.key for row in ROWS} | UNREAD.keys() | OF_LORA
+REFUSED = {row.key for row in ROWS} | UNREAD.keys() | UNREAD_IN_SYNC.keys() | OF_LORA
 LISTS = {"honoured": named(HONOURED), "without effect": named(WITHOUT_EFFECT_ON_THE_LOSS), "refused": REFUSED}
 
 
@@ -243,7 +253,7 @@ def test_without_a_teacher_its_settings_do_not_matter(row):
 def unread_leaves() -> list[tuple[str, str]]:
     """(key, key that does it instead) of every value in the table's sections, and a key that is not there."""
     found = []
-    for section, instead in UNREAD.items():
+    for section, instead in (UNREAD | UNREAD_IN_SYNC).items():
         default = OmegaConf.select(verl_defaults(), section)
         inner = (
             leaves(OmegaConf.to_container(default), f"{section}.") if OmegaConf.is_dict(default) else [(section, None)]
@@ -344,3 +354,16 @@ def test_inside_hydras_own_main(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert "Configuration error: algorithm.gamma=0.9 has no effect here: leave it at 1.0" in done.stderr
+
+
+@pytest.mark.parametrize("key", UNREAD_IN_SYNC)
+def test_settings_of_asynchronous_rollouts_are_read_where_there_are_any(key):
+    """And the trainer that is refused by name says why."""
+    key = f"{key}.num_warmup_batches" if key.endswith("colocate_async") else key
+    value = "wait" if key.endswith("strategy") else 2
+    mode = "trainer.v1.trainer_mode=srpo_colocate_async"
+    assert check(composed(*BASE, mode, f"{key}={value}"))
+    with pytest.raises(ValueError, match="has no effect here.*srpo_colocate_async"):
+        check(composed(*BASE, f"{key}={value}"))
+    with pytest.raises(ValueError, match="separate_async.*transfer engine"):
+        check(composed(*BASE, "trainer.v1.trainer_mode=separate_async"))

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Train the example's model with SRPO on a CPU: bash examples/calculator/train.sh FOLDER [overrides]
-# FOLDER is what build.py made. Everything after it goes to the trainer.
+# Train the example's model with SRPO on a CPU: bash examples/calculator/train.sh [overrides]
+# CALCULATOR is the folder that build.py made, outputs/calculator by default.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-made=$(cd "$1" && pwd)
-shift
+made=$(cd "${CALCULATOR:-outputs/calculator}" && pwd)
 exec bash "$here/../../scripts/train.sh" task=parquet hardware=cpu model=path \
   actor_rollout_ref.model.path="$made/model" \
   data.train_files="$made/train.parquet" data.val_files="$made/test.parquet" \

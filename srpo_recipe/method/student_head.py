@@ -58,7 +58,7 @@ class StudentPass:
     # ------------------------------------------------------------------------------------------------------- one pass
 
     def run(self, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, wanted: Sequence[bool]) -> "_Found":
-        """Everything of the pass. wanted: of hidden states, weight and bias, whether a gradient is."""
+        """Everything of the pass. hidden_NH, weight_VH, bias_V: as in `__call__`; wanted: of each, whether a gradient is."""
         distilled = sum(tokens for tokens, taken in self.runs if taken)
         float32 = {"dtype": torch.float32, "device": hidden_NH.device}
         found = _Found(

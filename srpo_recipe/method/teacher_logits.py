@@ -113,8 +113,8 @@ class OutputLayer(NamedTuple):
 
     @torch.no_grad()
     def blocks(self, hidden_NH: Tensor, rows: int | None) -> Iterator[tuple[slice, Tensor]]:
-        """(place among the N tokens, their logits) for `rows` tokens at a time, None for all at once. Each block is written over
-        the one before it, where the model changes nothing after the layer.
+        """(place among the N tokens, their logits) for `rows` tokens of hidden_NH at a time, None for all at once. Each block is
+        written over the one before it, where the model changes nothing after the layer.
         """
         rows = min(rows or len(hidden_NH), len(hidden_NH))
         block_CV = hidden_NH.new_empty((rows, self.weight_VH.shape[0]))

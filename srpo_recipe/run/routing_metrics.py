@@ -75,3 +75,14 @@ def verification(infos: Sequence[Mapping]) -> dict[str, float]:
         found["reward/unparsed"] = sum(info["failure"] is None and not info["parsed"] for info in infos)
         found["reward/truncated"] = sum(bool(info["truncated"]) for info in infos)
     return found
+
+
+def staleness(step: int, tags: Sequence[Mapping]) -> dict[str, float]:
+    """By how many updates the weights under which a rollout began were older than the newest: the mean and the largest. In the
+    synchronous trainer none is any older.
+
+    step: under way, so the newest weights are those after step - 1; tags: of each row, verl's, with min_global_steps.
+    """
+    begun = [tag["min_global_steps"] for tag in tags if tag.get("min_global_steps") is not None]
+    behind = [step - 1 - version for version in begun]
+    return {"rollout/staleness": _mean(behind), "rollout/staleness_largest": float(max(behind))} if behind else {}

@@ -65,6 +65,8 @@ class StepLog:
             f"{self.seconds[-1]:.1f} s",
             f"{int(left) // 60}:{int(left) % 60:02d} left",
         ]
+        if m.get("rollout/staleness"):
+            parts.insert(2, f"stale {m['rollout/staleness']:.1f}")
         parts[1:1] = [*filter(None, [_skipped(m)]), *self.usual.unusual(m)]
         return " | ".join(parts)
 

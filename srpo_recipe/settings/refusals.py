@@ -43,11 +43,17 @@ SECTIONS = {
     REF: "method=grpo, which has no teacher",
 }
 
+# The trainers that route, each with verl's own of its kind.
+TRAINER_MODES = ("srpo", "srpo_colocate_async")
+TRAINERS = (
+    "they are the trainers that route; verl's separate_async needs a transfer engine between trainer and rollouts, and swaps its "
+    "weights between optimiser steps, which the teacher's average would follow"
+)
 REFUSALS = (
     Refusal(f"{ROLLOUT}.name", ("vllm",), "the seeded rollouts and the EMA's weights are tried with vLLM alone"),
     Refusal("model_engine", ("dp",), "teacher and student are verl's FSDP engines"),
     Refusal("trainer.use_v1", (True,), "the method is a trainer of the kind that verl calls v1"),
-    Refusal("trainer.v1.trainer_mode", ("srpo",), "it is the trainer that routes"),
+    Refusal("trainer.v1.trainer_mode", TRAINER_MODES, TRAINERS),
     Refusal("trainer.v1.sync.parameter_sync_step", (1,), "a batch is routed as a whole", may_be_absent=True),
     Refusal(
         "trainer.critic_warmup", (0,), "there is no critic to wait for, and steps without an update would be counted"
@@ -152,10 +158,7 @@ UNREAD = {
     "algorithm.gdpo_reward_weights": "",
     f"{CORRECTION}.loss_type": "",
     f"{CORRECTION}.rollout_rs_threshold": "",
-    "trainer.v1.colocate_async": "",
     "trainer.v1.separate_async": "",
-    "trainer.v1.sampler.max_off_policy_threshold": "",
-    "trainer.v1.sampler.max_off_policy_strategy": "",
     "custom_reward_function": "reward.custom_reward_function",
     "reward_model": "reward",
     "sandbox_fusion": "reward.sandbox_fusion",
@@ -201,4 +204,11 @@ UNREAD = {
     f"{ROLLOUT}.nnodes": "trainer.nnodes",
     f"{ROLLOUT}.over_sample_rate": "",
     f"{ROLLOUT}.repetition_penalty": "",
+}
+
+# The same of the synchronous trainer.
+UNREAD_IN_SYNC = {
+    "trainer.v1.colocate_async": "trainer.v1.trainer_mode=srpo_colocate_async",
+    "trainer.v1.sampler.max_off_policy_threshold": "trainer.v1.trainer_mode=srpo_colocate_async",
+    "trainer.v1.sampler.max_off_policy_strategy": "trainer.v1.trainer_mode=srpo_colocate_async",
 }

@@ -18,6 +18,7 @@ from srpo_recipe.settings.refusals import (
     SECTIONS,
     TEACHER_REFUSALS,
     UNREAD,
+    UNREAD_IN_SYNC,
     Key,
     Refusal,
 )
@@ -50,6 +51,8 @@ def _check(config: DictConfig) -> SRPOConfig:
         check_table(config, lora.REFUSALS)
     lora.check(config)
     check_unread(config, UNREAD | lora.unread(config))
+    if config.trainer.v1.trainer_mode == "srpo":
+        check_unread(config, UNREAD_IN_SYNC)
     places.check(config)
     unused.check(config, settings)
     check_verifier(config, settings.verifier)

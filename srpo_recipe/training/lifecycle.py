@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import ray
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.trainer.ppo.utils import Role
-from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.debug import marked_timer
 
 from srpo_recipe.eval.validation import validation_metrics
@@ -21,6 +21,7 @@ from srpo_recipe.run.say import END, phase_done, say
 from srpo_recipe.run.step_log import StepLog
 from srpo_recipe.run.summary import measure
 from srpo_recipe.settings.read import from_plain, old_policy
+from srpo_recipe.settings.refusals import TRAINER_MODES
 from srpo_recipe.settings.run import causes
 from srpo_recipe.training.fields import NO_CAP
 from srpo_recipe.training.watch.report import OTHER, compose, error_text, report
@@ -28,8 +29,10 @@ from srpo_recipe.training.watch.trainer_watch import Watchdog
 from srpo_recipe.training.worker import SRPOWorker
 
 
-class LifecycleTrainer(PPOTrainerSync):
-    """verl's synchronous trainer with a self-teacher beside the actor, our logs, and runs that end clearly."""
+class LifecycleTrainer(PPOTrainer):
+    """One of verl's trainers with a self-teacher beside the actor, our logs, and runs that end clearly."""
+
+    MODE: str  # verl's name of the trainer whose kind this is: sync, colocate_async
 
     checkpoint_callback: CheckpointCallback
 
@@ -47,15 +50,15 @@ class LifecycleTrainer(PPOTrainerSync):
         # verl asks for a second model where a KL term needs it; the self-teacher is that model, without the term
         self.use_reference_policy = self.srpo.needs_teacher
 
-    # verl's base class compares this name with "sync" in six places (trainer_base.py:153, 731, 902, 912, 1004, 1499); a
-    # synchronous trainer under another name would get the asynchronous replay buffer.
+    # verl's base class compares this name with "sync" in six places (trainer_base.py:153, 731, 902, 912, 1004, 1499) and reads
+    # the section of that name; a synchronous trainer under another name would get the asynchronous replay buffer.
     @property
     def trainer_mode(self) -> str:
-        return "sync"
+        return self.MODE
 
     @trainer_mode.setter
     def trainer_mode(self, value: str) -> None:
-        assert value == "srpo", f"trainer.v1.trainer_mode={value} selects another trainer"
+        assert value in TRAINER_MODES, f"trainer.v1.trainer_mode={value} selects another trainer"
 
     # ------------------------------------------------------------------------------------------------------- building
 
@@ -172,6 +175,7 @@ class LifecycleTrainer(PPOTrainerSync):
     def on_validate_begin(self):
         self.watchdog.stage = f"validation after step {self.global_steps}"
         self._open_metrics()
+        super().on_validate_begin()
 
     def on_validate_end(self):
         super().on_validate_end()
@@ -180,6 +184,7 @@ class LifecycleTrainer(PPOTrainerSync):
 
     def on_train_begin(self):
         self._open_metrics()
+        super().on_train_begin()
 
     def on_sample_begin(self):
         self.watchdog.stage = f"rollouts of step {self.global_steps}"

@@ -10,6 +10,8 @@ from typing import Any
 
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug import marked_timer
 from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
@@ -20,9 +22,8 @@ from srpo_recipe.training.fields import IMPORTANCE_CAP, OPTIMIZER_STEPS
 from srpo_recipe.training.sampled import SampledTrainer
 
 
-@register_trainer("srpo")
-class SRPOTrainer(SampledTrainer):
-    """verl's synchronous trainer with sample routing and an EMA self-teacher."""
+class RoutedSteps(SampledTrainer):
+    """Sample routing and an EMA self-teacher on one of verl's trainers."""
 
     # of the step under way: the decision, what the reward function gave beside each row's reward, and the rows to show
     decision: Decision
@@ -38,6 +39,7 @@ class SRPOTrainer(SampledTrainer):
         """rollout -> verify -> route: the verified rows are read, dealt to the ranks, and each is told its route."""
         with marked_timer("route", self.timing_raw, color="yellow"):
             rows = verified.read(batch, self.srpo.needs_teacher)
+            metrics.update(routing_metrics.staleness(self.global_steps, batch.tags))
             batch.reorder(verified.settled_order(rows, batch))
             with self.healthy():
                 self.health.rewards(self.global_steps, [(row.index, row.session, row.info) for row in rows.values()])
@@ -108,3 +110,20 @@ class SRPOTrainer(SampledTrainer):
             self.health.update(self.global_steps, metrics, rollouts.index_B[rollouts.real_B].tolist())
         self.write_shown(batch, self.decision, self.shown, self.infos)
         return batch
+
+
+@register_trainer("srpo")
+class SRPOTrainer(RoutedSteps, PPOTrainerSync):
+    """verl's synchronous trainer with sample routing and an EMA self-teacher."""
+
+    MODE = "sync"
+
+
+@register_trainer("srpo_colocate_async")
+class SRPOAsyncTrainer(RoutedSteps, PPOTrainerColocateAsync):
+    """The same on verl's trainer of rollouts that cross updates: those that are not done when a batch is full are stopped and
+    continued under the next weights, on the same devices. Each rollout has the log-probs of the versions that sampled it, by
+    which the rollout correction weighs it on either route.
+    """
+
+    MODE = "colocate_async"

@@ -109,6 +109,20 @@ TRAINING = Section(
             SAME,
         ),
         Metric(
+            "training/off_policy/evicted_samples",
+            "groups",
+            "older than trainer.v1.sampler.max_off_policy_threshold and replaced, where rollouts cross updates",
+            STEP,
+            SAME,
+        ),
+        Metric(
+            "training/off_policy/evicted_samples_staleness/{mean,max,min}",
+            "updates",
+            "how old those were",
+            "groups that were replaced",
+            SAME,
+        ),
+        Metric(
             "training/rollout_probs_diff_{mean,max,std}",
             "probability",
             "abs(p_old - p_rollout)",
@@ -196,6 +210,7 @@ DROPPED = (
     Dropped("training/rollout_probs_diff_valid", "1 in every step"),
     Dropped(
         "training/off_policy/{trajectory_spans,trajectory_staleness,trajectory_staleness_worst}/{mean,max,min}",
-        "rollouts are always of the current weights here",
+        "says it in other words, where rollouts cross updates",
+        "rollout/staleness",
     ),
 )

@@ -132,6 +132,12 @@ VERIFICATION = Section(
             "mean time of generation; rollouts overlap",
             "rollouts that were timed",
         ),
+        Metric(
+            "rollout/{staleness,staleness_largest}",
+            "updates",
+            "by how many its first weights were older than the newest: 0 unless rollouts cross updates",
+            ROLLOUTS,
+        ),
         Metric("rollout/reward_seconds", "s", "mean time of the verification of its group", "rollouts that were timed"),
     ),
 )
