@@ -5,25 +5,23 @@ import sys
 from threading import Event
 
 import hydra
-import ray
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
-from srpo_recipe import plugin
 from srpo_recipe.records.tables import print_table
-from srpo_recipe.run import cluster, folder, screen, stop
+from srpo_recipe.run import cluster, folder, queue_key, screen, stop
 from srpo_recipe.run.prepare import prepare
 from srpo_recipe.run.summary import summarise
 from srpo_recipe.settings.describe import describe
 from srpo_recipe.settings.overrides import explain
 from srpo_recipe.settings.rules import check
-from srpo_recipe.training.watch.driver import ended_clearly
 
 BEGUN = Event()
 
 
 def main() -> None:
     """Compose the config and run. Where Hydra ends the command for an argument, what is wrong with it and the fix follow."""
+    cluster.keep_to_this_machine()
     try:
         composed()
     except SystemExit as ended:
@@ -36,6 +34,8 @@ def main() -> None:
 @hydra.main(config_path="pkg://srpo_recipe_config", config_name="srpo", version_base=None)
 def composed(config: DictConfig) -> None:
     """What is done with a config that Hydra has composed."""
+    from srpo_recipe import plugin  # imports ray: not before `keep_to_this_machine`
+
     BEGUN.set()
     plugin.assert_discovered()
     try:
@@ -71,7 +71,11 @@ def run(config: DictConfig, start: folder.Start) -> None:
     except TimeoutError as error:
         sys.exit(f"Cluster error: {error}")
     print(f"logs of all processes: {config.run.dir}/{screen.FOLDER}", flush=True)
-    with screen.of_run(config.run.dir, config.run.console, config.run.started_at) as shown:
+    with screen.of_run(config.run.dir, config.run.console, config.run.started_at) as shown, queue_key.made(config):
+        import ray
+
+        from srpo_recipe.training.watch.driver import ended_clearly
+
         with ended_clearly(config.run.dir, shown.err):
             from srpo_recipe.training.launch import launch  # verl, which takes seconds
 

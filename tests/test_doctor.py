@@ -285,6 +285,63 @@ sys.stdin.read()
 """
 
 
+SEVERAL = ["trainer.nnodes=2", "trainer.n_gpus_per_node=1"]
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with these interfaces, in a Slurm job with these nodes."""
+
+    def make(nodes: str, **held: str):
+        monkeypatch.setenv("SRPO_NODES", nodes)
+        monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+        monkeypatch.setattr(
+            "srpo_recipe.doctor.network.interfaces", lambda: {value: name for name, value in held.items()}
+        )
+
+    return make
+
+
+def test_one_machine_has_no_network(machine):
+    machine("", eth0="8.8.8.8")
+    assert finding("network").status == PASS
+
+
+def test_a_public_address_of_a_node(machine):
+    machine("10.0.0.1 8.8.4.4", eth0="8.8.4.4", ib0="10.0.0.2")
+    fails("network", *SEVERAL, found="8.8.4.4: public", fix="Private here: 10.0.0.2 on ib0")
+    assert "--node-ip-address=ADDRESS" in finding("network", *SEVERAL).fix
+
+
+def test_a_public_address_of_the_head(machine, monkeypatch):
+    machine("", eth0="10.0.0.2")
+    monkeypatch.setenv("RAY_ADDRESS", "8.8.8.8:6379")
+    fails("network", *SEVERAL, found="8.8.8.8: public", fix="docs/clusters.md")
+    monkeypatch.setenv("RAY_ADDRESS", "[2001:4860:4860::8888]:6379")
+    fails("network", found="2001:4860:4860::8888: public", fix="docs/clusters.md")
+
+
+def test_private_addresses_and_a_public_interface_besides(machine):
+    machine("10.0.0.1 10.0.0.2", eth1="10.0.0.2")
+    assert finding("network", *SEVERAL).status == PASS
+    machine("10.0.0.1 10.0.0.2", eth1="10.0.0.2", eth0="8.8.8.8")
+    answer = finding("network", *SEVERAL)
+    assert answer.status == WARN and "8.8.8.8 on eth0, which is public" in answer.found and "firewall" in answer.fix
+
+
+def test_a_cluster_without_a_token(machine, monkeypatch):
+    machine("10.0.0.1 10.0.0.2", eth1="10.0.0.2")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    answer = finding("network", *SEVERAL)
+    assert answer.status == WARN and "who reaches Ray runs code on it" in answer.found
+
+
+def test_a_kernel_that_cannot_hold_a_verifier(monkeypatch):
+    monkeypatch.setattr("srpo_recipe.doctor.machine.lacking", lambda: ["writing files (no Landlock)"])
+    answer = finding("verifier's process")
+    assert answer.status == WARN and "cannot keep it from writing files" in answer.found
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_too_few_gpus_in_a_real_cluster(tmp_path_factory):

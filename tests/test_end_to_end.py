@@ -133,7 +133,7 @@ def test_the_screen_of_a_run_is_short_and_its_logs_are_kept_by_process(whole):
     assert phases == ["environment", "cluster", "data", "actor and teacher", "rollout engine"]  # without a validation
     assert not re.search(r"pid=|\x1b|srpo\|", "\n".join(lines))
     kept = {path.name.split("-")[0] for path in (whole / "logs").iterdir()}
-    assert kept >= {"driver.log", "SRPOTaskRunner", "WorkerDict", "vLLMHttpServer", "GroupWorker", "RewardLoopWorker"}
+    assert kept >= {"driver.log", "SRPOTaskRunner", "WorkerDict", "ShutServer", "GroupWorker", "RewardLoopWorker"}
 
 
 def test_the_teacher_sees_the_routed_rows_and_no_others(whole):

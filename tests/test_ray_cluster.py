@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cluster_runs import ROOT, SETTINGS, environment, steps, until
+from listening import attack, listeners
 from slurm_cluster import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -82,6 +83,29 @@ def nodes(tmp_path_factory):
     found.stop()
 
 
+def shut_to_strangers(nodes: Nodes, folder: Path) -> None:
+    """What listens besides Ray, which asks for its token, is on the nodes' addresses or on loopback, and the queue is not
+    obeyed."""
+    found = set().union(*(listeners(process.pid) for process in nodes.started.values()))
+    print("\n".join(sorted(f"{one.address:>16} {one.port:>6}  {one.process}" for one in found)))
+    queue, ranks, servers = (
+        {one for one in found if name in one.process and one.address not in ("::", "0.0.0.0")}
+        for name in ("TransferQueue", "WorkerDict", "ShutServer")
+    )
+    queue |= {one for one in found if "SimpleStorageUnit" in one.process and one.address != "::"}
+    assert {one.address for one in queue} <= {HEAD, OTHER} and len(queue) >= 3
+    assert {one.address for one in servers} == {"127.0.0.1"} and len(servers) == 2
+    assert {one.address for one in ranks} <= {HEAD, OTHER, "127.0.0.1"} and ranks
+    # what each of them has on all interfaces is Ray's own gRPC server, and nothing else
+    everywhere = [one for one in found if one.address in ("::", "0.0.0.0")]
+    for name in ("WorkerDict", "ShutServer", "TransferQueue"):
+        pids = [one.pid for one in everywhere if name in one.process]
+        assert len(pids) == len(set(pids)) > 0, everywhere
+    for number, one in enumerate(sorted(queue, key=lambda one: one.port)):
+        attack(one.address, one.port, str(folder / f"caught-{number}"))
+    assert list(folder.glob("caught-*")) == []
+
+
 def wait(address: str, nodes: int, gpus: int, timeout: float) -> str:
     """What cluster.wait prints, or the text of its error, from a process of its own (Ray reads its variables once)."""
     code = f"cluster.wait({address!r}, {nodes}, {gpus}, {timeout}, [{HEAD!r}, {OTHER!r}])"
@@ -149,6 +173,7 @@ def test_a_job_on_two_nodes_stops_on_request_and_goes_on(nodes, tmp_path):
         first = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=subprocess.STDOUT)
     log_text = (tmp_path / "first.log").read_text
     until(lambda: steps(tmp_path) or first.poll() is not None, 400, log_text)
+    shut_to_strangers(nodes, tmp_path)
     (tmp_path / "run" / "STOP").touch()
     assert first.wait(timeout=120) == 1, log_text()
     stopped = steps(tmp_path)

@@ -69,6 +69,20 @@ NAMES = {
     "verl.trainer.ppo.rollout_corr_helper:compute_rollout_correction_weights": (
         "log_ratio response_mask rollout_is rollout_is_threshold rollout_is_batch_normalize"
     ),
+    # what run and network lean on: the queue's sockets, the server's door
+    "transfer_queue:controller": None,
+    "transfer_queue.storage:simple_storage": None,
+    "transfer_queue.storage.managers:base": None,
+    "transfer_queue.utils:zmq_utils": None,
+    "transfer_queue.utils.zmq_utils:create_zmq_socket": "ctx socket_type ip identity",
+    "verl.workers.rollout.replica:RolloutReplicaRegistry": None,
+    "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer": (
+        "config model_config rollout_mode workers replica_rank node_rank gpus_per_node nnodes cuda_visible_devices "
+        "disaggregation_role disaggregation_kv_transfer_config"
+    ),
+    "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMReplica": (
+        "replica_rank config model_config gpus_per_node is_reward_model is_teacher_model name_suffix"
+    ),
     # rollout
     "verl.experimental.agent_loop.agent_loop:AgentLoopBase": None,
     "verl.experimental.agent_loop.agent_loop:AgentLoopOutput": None,
@@ -193,6 +207,8 @@ METHODS = {
         "self weights global_steps wire_format kwargs"
     ),
     "verl.workers.rollout.vllm_rollout.vllm_rollout:ServerAdapter.resume": "self tags",
+    "verl.workers.rollout.replica:RolloutReplicaRegistry.register": "name loader",
+    "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer.run_server": "self args",
     "verl.plugin.platform:PlatformRegistry.register": "platform",
     "verl.plugin.platform:PlatformRegistry.get": "name",
     "verl.utils.tracking:Tracking.log": "self data step backend",
@@ -228,6 +244,14 @@ SOURCE = {
     },
     "verl.trainer.ppo.v1.agent_loop_tq": {'f"{uid}_{session_id}_{i}"': 1},  # what SRPOTrainer._split_key takes apart
     "verl.single_controller.base.worker_group": {"self._dispatch_info = {}": 1},
+    # what training/server.py and training/network.py change
+    "verl.workers.rollout.vllm_rollout.vllm_async_server": {
+        "self.server_class = ray.remote(vLLMHttpServer)": 1,
+        "await run_uvicorn(app, args, self._server_address)": 1,
+        "self._server_address = ray.util.get_node_ip_address()": 1,
+    },
+    "verl.utils.distributed": {'init_method=os.environ.get("DIST_INIT_METHOD", None)': 2},
+    "verl.trainer.constants_ppo": {'"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "true"': 1},
     "verl.workers.rollout.llm_server": {"self.server_handles = [": 1, "self.server_addresses = [": 1},
     "verl.trainer.ppo.v1.replay_buffer": {"self.poll_interval": None},
     "verl.utils.tracking": {
@@ -373,6 +397,8 @@ OURS = (
     "srpo_recipe.training.adapters:AdapterEngine",
     "srpo_recipe.training.worker:RoutedTrainingWorker",
     "srpo_recipe.training.worker:SRPOWorker",
+    "srpo_recipe.training.server:ShutServer",
+    "srpo_recipe.training.server:ShutReplica",
     "srpo_recipe.training.agent_loop:TeachableLoop",
     "srpo_recipe.training.agent_loop:SeededSingleTurnAgentLoop",
     "srpo_recipe.training.agent_loop:SeededToolAgentLoop",

@@ -298,7 +298,7 @@ def test_killed_server_ends_the_run(tmp_path):
             assert run.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()[-3000:]
             time.sleep(1)
         family = psutil.Process(run.pid).children(recursive=True)
-        server = next(process for process in family if "vLLMHttpServer" in "".join(process.cmdline()))
+        server = next(process for process in family if "ShutServer" in "".join(process.cmdline()))
         killed = time.monotonic()
         server.kill()
         assert run.wait(timeout=150) == 1
@@ -307,7 +307,7 @@ def test_killed_server_ends_the_run(tmp_path):
         if run.poll() is None:
             run.kill()
     text = (tmp_path / "runs" / "killed" / "failure.txt").read_text()
-    assert "vLLMHttpServer" in text or "vLLM server" in text
+    assert "ShutServer" in text or "vLLM server" in text
     assert text.strip() in (tmp_path / "log").read_text()
     time.sleep(5)
     assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]

@@ -1,8 +1,11 @@
 """Verifiers as users write them, good and bad, for tests/test_verify_pool.py."""
 
+import asyncio
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -114,3 +117,42 @@ def obey(response: str, ground_truth: str) -> Verdict:
     if response == "two":
         return Verdict(2.0, None, False)
     return Verdict(1.0, "done", True) if response == "work" else response  # a bare text is no verdict
+
+
+def reach(response: str, ground_truth: str) -> Verdict:
+    """Do with `ground_truth`, a path or an address, what the response says, in this process; what was possible is the answer."""
+    path, other = ground_truth, os.path.join(ground_truth, "kept")
+    orders = {
+        "write": lambda: open(os.path.join(path, "new"), "w"),
+        "overwrite": lambda: open(other, "w"),
+        "append": lambda: open(other, "a"),
+        "truncate": lambda: os.truncate(other, 0),
+        "remove": lambda: os.remove(other),
+        "rename": lambda: os.rename(other, other + "2"),
+        "link": lambda: os.link(other, other + "2"),
+        "symlink": lambda: os.symlink("/", os.path.join(path, "new")),
+        "folder": lambda: os.mkdir(os.path.join(path, "new")),
+        "mode": lambda: os.chmod(other, 0o777),
+        "owner": lambda: os.chown(other, 12345, -1),
+        "memory": lambda: open(f"/dev/shm/{os.path.basename(path)}", "w"),
+        "child": lambda: subprocess.run(["sh", "-c", f"echo x > {other}"], check=True, stderr=subprocess.DEVNULL),
+        "connect": lambda: socket.create_connection(("127.0.0.1", int(path)), 5),
+        "datagram": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+        "listen": lambda: socket.create_server(("127.0.0.1", 0)),
+        "unix": lambda: socket.socket(socket.AF_UNIX),
+        "server": lambda: os.kill(int(path), 0),
+        "look into": lambda: open(f"/proc/{path}/mem", "rb"),
+        "own folder": lambda: open(os.path.join(tempfile.gettempdir(), "new"), "w").write("x"),
+        "own child": lambda: subprocess.run([sys.executable, "-c", "print(1)"], check=True, stdout=subprocess.DEVNULL),
+        "nothing": lambda: open(os.devnull, "w").write("x"),
+        "read": lambda: open(other).read(),
+        "asyncio": lambda: asyncio.run(asyncio.sleep(0)),
+    }
+    orders[response]()
+    return Verdict(1.0, response, True)
+
+
+def service(data_source=None, solution_str="", ground_truth="", extra_info=None) -> float:
+    """A reward function that asks a service, at the port `ground_truth`."""
+    socket.create_connection(("127.0.0.1", int(ground_truth)), 5).close()
+    return 1.0

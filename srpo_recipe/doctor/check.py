@@ -15,12 +15,16 @@ class NotChecked(Exception):
 
 @dataclass
 class Case:
-    """What is looked at: a run's overrides, and the config that they compose; `error` is why there is none."""
+    """What is looked at: a run's overrides, and the config that they compose; `error` is why there is none.
+
+    nodes: addresses of the cluster's nodes, once a check has asked the cluster.
+    """
 
     overrides: list[str] = field(default_factory=list)
     composed: DictConfig | None = None
     error: str = ""
     ports: list[int] = field(default_factory=list)
+    nodes: list[str] = field(default_factory=list)
 
     @property
     def config(self) -> DictConfig:

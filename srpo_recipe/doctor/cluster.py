@@ -61,6 +61,7 @@ def ray_cluster(case: Case) -> Answer:
     try:
         with connected() as ray:
             nodes = [node for node in ray.nodes() if node["Alive"]]
+            case.nodes = [node["NodeManagerAddress"] for node in nodes]
     except ConnectionError as error:
         if "InvalidAuthToken" not in f"{error} {error.__cause__}":
             raise

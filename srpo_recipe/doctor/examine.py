@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from srpo_recipe.doctor import cluster, data, machine, model, storage, versions
+from srpo_recipe.doctor import cluster, data, machine, model, network, storage, versions
 from srpo_recipe.doctor.check import FAIL, PASS, WARN, Answer, Case, Finding, ok, run
 
 
@@ -31,6 +31,8 @@ CHECKS: dict[str, Callable[[Case], Answer]] = {
     "shared files": storage.shared_files,
     "ports": cluster.ports,
     "ray cluster": cluster.ray_cluster,
+    "network": network.network,
+    "verifier's process": machine.verifier_process,
     "hub": model.hub,
     "model": model.model_files,
     "chat template": model.chat_template,

@@ -8,6 +8,7 @@ from pathlib import Path
 from srpo_recipe.doctor.check import FAIL, WARN, Answer, Case, NotChecked, ok
 from srpo_recipe.machine import on_cpu
 from srpo_recipe.plan.memory import GIB
+from srpo_recipe.verify.processes.confined import lacking
 
 SHM = Path("/dev/shm")
 BUCKET = "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes"
@@ -124,3 +125,11 @@ def shared_memory(case: Case) -> Answer:
         found = f"the largest tensor ({megabytes} MiB) is larger than a bucket of the weight sync ({bucket // 2**20})"
         return FAIL, found, f"{BUCKET}={megabytes}"
     return ok(f"{free / GIB:.1f} GiB free in {SHM}, {needed / GIB:.2f} for the weight sync")
+
+
+def verifier_process(case: Case) -> Answer:
+    """The process in which answers are judged has no network and writes no file, if the kernel can hold it to that."""
+    if missing := lacking():
+        fix = "take a newer kernel, or a container of this run's own: what a response makes a parser do stays in it"
+        return WARN, f"this machine cannot keep it from {', '.join(missing)}", fix
+    return ok("no network, no file outside its folder")

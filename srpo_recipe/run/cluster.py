@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Iterable
 
-import ray
 from omegaconf import DictConfig
+
+from srpo_recipe.run import ray_token
 
 POLL_SECONDS = 1.0
 REMIND_SECONDS = 30.0  # between two lines of progress that say the same
@@ -23,6 +24,21 @@ Start its head (bash scripts/ray_head.sh), see that this machine reaches that po
 (~/.ray/auth_token, or RAY_AUTH_TOKEN); the head's own log says why it ended."""
 
 Nodes = list[tuple[str, float]]  # address and number of GPUs of each
+
+
+def keep_to_this_machine() -> None:
+    """Where RAY_ADDRESS names no cluster, have the run's own Ray on the loopback address, with a token that is this user's alone.
+
+    Ray takes the address of the machine for its own otherwise, and listens on all interfaces; it reads the variable as it is
+    imported, so this comes before. With it, Ray starts no cluster of several machines (_private/ray_constants.py:654). Raises
+    RuntimeError where ray has been imported.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    if "ray" in sys.modules:
+        raise RuntimeError("ray is imported already, and would listen on all interfaces")
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_token.keep()
 
 
 def join(config: DictConfig) -> None:
@@ -42,6 +58,8 @@ def wait(address: str, nodes: int, gpus: int, timeout: float, expected: Iterable
     Leaves no connection to Ray behind. Raises TimeoutError after `timeout` seconds, with what came, what did not, and
     the fix.
     """
+    import ray
+
     start, said, last = time.monotonic(), "", 0.0
     try:
         while True:
@@ -66,6 +84,8 @@ def wait(address: str, nodes: int, gpus: int, timeout: float, expected: Iterable
 
 def _connect(address: str) -> str:
     """Connect to Ray, unless that was done; returns why it is not possible yet, or nothing."""
+    import ray
+
     if ray.is_initialized():
         return ""
     host, _, port = address.rpartition(":")
@@ -79,6 +99,8 @@ def _connect(address: str) -> str:
 
 
 def _nodes() -> Nodes:
+    import ray
+
     return [(node["NodeManagerAddress"], node["Resources"].get("GPU", 0.0)) for node in ray.nodes() if node["Alive"]]
 
 

@@ -48,6 +48,8 @@ def fill(config: DictConfig) -> None:
             OmegaConf.update(config, key, str(Path(OmegaConf.select(config, key)).expanduser().absolute()))
         if os.environ.get("RAY_ADDRESS"):  # a cluster that runs has its resources
             config.ray_kwargs.ray_init.update(num_cpus=None, num_gpus=None)
+        else:  # a cluster of its own, whoever else runs one on this machine
+            config.ray_kwargs.ray_init.address = "local"
         OmegaConf.resolve(config)
         config.run.started_at = config.run.started_at or psutil.Process().create_time()
         wire(config)

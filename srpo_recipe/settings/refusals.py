@@ -51,6 +51,12 @@ TRAINERS = (
 )
 REFUSALS = (
     Refusal(f"{ROLLOUT}.name", ("vllm",), "the seeded rollouts and the EMA's weights are tried with vLLM alone"),
+    Refusal(
+        "ray_kwargs.ray_init.runtime_env.worker_process_setup_hook",
+        (None,),
+        "the run's processes get the key of their data queue there",
+        may_be_absent=True,
+    ),
     Refusal("model_engine", ("dp",), "teacher and student are verl's FSDP engines"),
     Refusal("trainer.use_v1", (True,), "the method is a trainer of the kind that verl calls v1"),
     Refusal("trainer.v1.trainer_mode", TRAINER_MODES, TRAINERS),

@@ -20,6 +20,7 @@ from srpo_recipe.training import adapters, engine
 from srpo_recipe.training.fields import OPTIMIZER_STEPS, TEACHER_ROW
 from srpo_recipe.training.loss_metrics import over_steps
 from srpo_recipe.training.losses import update_loss
+from srpo_recipe.training.network import confine
 from srpo_recipe.training.passes import PASS
 from srpo_recipe.training.seen import Seen, SeenTokens
 from srpo_recipe.training.watch.sync_watch import SyncWatch
@@ -47,6 +48,7 @@ class SRPOWorker(ActorRolloutRefWorker):
     ref_worker_cls = RoutedTrainingWorker
 
     def __init__(self, config: DictConfig, role: str, **kwargs):
+        confine()
         self.srpo = from_plain(config.srpo)
         super().__init__(config, role, **kwargs)
         # the self-teacher is a model of its own, verl's reference, or with LoRA an adapter of the actor

@@ -1,4 +1,4 @@
-"""Runs a verifier under a hard limit of time, memory and output; processes/ has how.
+"""Runs a verifier under a hard limit of time, memory and output, with no network and no file to write to; processes/ has how.
 
 `choice` and `tool_use` run in the caller's own thread: they are linear in the length of the response, so they have no
 need of a limit.
@@ -42,7 +42,8 @@ class VerifierPool:
         self._processes: Processes | None = None
         if name not in LINEAR:
             preload = ["srpo_recipe.verify.warm"] if name == "math" else []
-            self._processes = Processes("verifier", [name, mode, percent], time_limit, processes, memory_mb, preload)
+            opening = [name, mode, percent]
+            self._processes = Processes("verifier", opening, time_limit, processes, memory_mb, preload, confined=True)
 
     def __enter__(self) -> "VerifierPool":
         return self

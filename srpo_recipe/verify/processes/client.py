@@ -44,7 +44,8 @@ class _Call:
 class Processes:
     """Makes calls in processes under hard limits; see `server.Server` for the arguments.
 
-    preload: modules that the server imports, so that no worker has to.
+    preload: modules that the server imports, so that no worker has to. confined: whether the calls have no network and write no
+    file but in a folder of the server's (confined.py).
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class Processes:
         processes: int,
         memory_mb: int,
         preload: Sequence[str] = (),
+        confined: bool = False,
     ):
         self._settings = json.dumps(
             {
                 **{"opener": opener, "arguments": list(arguments), "preload": list(preload)},
                 **{"time_limit": time_limit, "processes": processes, "memory_mb": memory_mb},
+                "confined": confined,
             }
         )
         self._numbers = itertools.count()

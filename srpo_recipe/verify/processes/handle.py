@@ -13,14 +13,14 @@ START_SECONDS = 300.0  # for a worker to import the user's module
 class Worker:
     """call: the number of the call that it makes. deadline: when that, or its start, has to be over."""
 
-    def __init__(self, opener: str, arguments: list, memory_mb: int):
+    def __init__(self, opener: str, arguments: list, memory_mb: int, folder: str | None):
         calls_in, self.calls = os.pipe()
         self.answers, answers_out = os.pipe()
         self.output, output_out = os.pipe()
         server = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            work(server, opener, arguments, memory_mb, calls_in, answers_out, output_out)
+            work(server, opener, arguments, memory_mb, folder, calls_in, answers_out, output_out)
         for file in (calls_in, answers_out, output_out):
             os.close(file)
         for file in (self.calls, self.answers, self.output):

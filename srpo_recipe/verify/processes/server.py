@@ -9,14 +9,17 @@ import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections import deque
 from importlib import import_module
 from typing import Any, NoReturn
 
 from srpo_recipe.verify.processes import family
+from srpo_recipe.verify.processes.confined import lacking
 from srpo_recipe.verify.processes.handle import START_SECONDS, Worker, death
 from srpo_recipe.verify.processes.worker import LONGEST_ANSWER
 
@@ -29,11 +32,13 @@ _CHUNK, _MOMENT = 65_536, 1.0
 class Server:
     """opener, arguments: what the workers run (openers.py). time_limit: seconds of wall clock for a call, from when a worker has
     it. processes: workers at a time. memory_mb: what a worker may take on top of the address
-    space that it starts with, 0 for no limit.
+    space that it starts with, 0 for no limit. confined: whether calls write in a folder of this process's alone and
+    have no network.
     """
 
-    def __init__(self, opener: str, arguments: list, time_limit: float, processes: int, memory_mb: int):
-        self.opening = opener, arguments, memory_mb
+    def __init__(self, opener: str, arguments: list, time_limit: float, processes: int, memory_mb: int, confined: bool):
+        self.folder = _folder() if confined else None
+        self.opening = opener, arguments, memory_mb, self.folder
         self.time_limit, self.processes = time_limit, processes
         self.program, self.answers = os.getppid(), os.dup(1)
         os.dup2(2, 1)  # a print in here must not stand among the answers
@@ -63,6 +68,8 @@ class Server:
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             family.end_children()
+            if self.folder is not None:
+                shutil.rmtree(self.folder, ignore_errors=True)
             os._exit(0)
 
     def _turn(self) -> bool:
@@ -207,6 +214,15 @@ class Server:
         view = memoryview(data)
         while view:
             view = view[os.write(self.answers, view) :]
+
+
+def _folder() -> str:
+    """Where the calls may write. What this machine cannot keep them from is said on the error stream."""
+    if missing := lacking():
+        print(
+            f"[srpo_recipe] this machine cannot keep a verifier from {', '.join(missing)}", file=sys.stderr, flush=True
+        )
+    return tempfile.mkdtemp(prefix="srpo-verify-")
 
 
 def crash(cause: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable
@@ -13,17 +14,32 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from srpo_recipe.verify.processes import family
+from srpo_recipe.verify.processes.confined import confine
 from srpo_recipe.verify.processes.openers import OPENERS
 
 # A worker is replaced after this many calls, so that what sympy caches cannot pile up.
 MOST_CALLS = 2000
 LONGEST_ERROR = 2000  # characters that are kept of what an exception says
 LONGEST_ANSWER = 1_000_000  # characters of the JSON of an answer
+CONFINED = " (a verifier has no network and writes no file; a reward function of your own may)"
 _OUT_OF_MEMORY = b'{"error": "MemoryError: not even the answer fits in", "last": true}\n'
 
 
-def work(server: int, opener: str, arguments: list, memory_mb: int, calls: int, answers: int, output: int) -> NoReturn:
-    """Be a worker of the process `server` until `calls` ends. calls, answers: pipes to and from it; output: where prints go."""
+def work(
+    server: int,
+    opener: str,
+    arguments: list,
+    memory_mb: int,
+    folder: str | None,
+    calls: int,
+    answers: int,
+    output: int,
+) -> NoReturn:
+    """Be a worker of the process `server` until `calls` ends.
+
+    folder: where alone the calls may write, without a network; None for no such limit. calls, answers: pipes to and from the
+    server; output: where prints go.
+    """
     try:
         _settle_in(server, calls, answers, output)
         try:
@@ -31,13 +47,16 @@ def work(server: int, opener: str, arguments: list, memory_mb: int, calls: int, 
         except BaseException as error:
             _say(answers, {"error": error_text(error), "last": True})
             os._exit(1)
+        if folder is not None:  # from here on: what the user's module does as it is imported is the user's own
+            os.environ["TMPDIR"] = tempfile.tempdir = folder
+            confine(Path(folder))
         if memory_mb:
             _limit(resource.RLIMIT_AS, _address_space() + memory_mb * 2**20)
         _say(answers, {"ready": True})
         me, kept, threads = os.getpid(), family.children(), threading.active_count()
         with open(calls, "rb", closefd=False) as lines:
             for number, line in enumerate(lines, start=1):
-                answer = _call(function, line)
+                answer = _call(function, line, folder is not None)
                 if os.getpid() != me:  # a fork of the call's own, which came back here as well
                     break
                 # A call's own processes and threads must not outlive it: the limit would not hold for them.
@@ -80,14 +99,15 @@ def _settle_in(server: int, calls: int, answers: int, output: int) -> None:
     _limit(resource.RLIMIT_CORE, 0)
 
 
-def _call(function: Callable[..., Any], line: bytes) -> dict[str, Any]:
+def _call(function: Callable[..., Any], line: bytes, confined: bool) -> dict[str, Any]:
     try:
         text = json.dumps({"result": function(*json.loads(line))})
         if len(text) <= LONGEST_ANSWER:
             return json.loads(text)
         raise ValueError(f"what is returned takes {len(text)} characters, more than {LONGEST_ANSWER}")
     except BaseException as error:  # a call that ends the program costs that call
-        return {"error": error_text(error)}
+        hint = CONFINED if confined and isinstance(error, PermissionError) else ""
+        return {"error": error_text(error) + hint}
 
 
 def _say(answers: int, answer: dict[str, Any]) -> None:
