@@ -4,6 +4,7 @@ set -euo pipefail
 launcher=$(realpath "$0")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${SRPO_VENV:-.venv}
+umask go-w # a run goes on from a checkpoint only if nobody else could have changed it
 
 fail() { echo "error: $*" >&2; exit 1; }
 

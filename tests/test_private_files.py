@@ -14,6 +14,7 @@ from cluster_runs import ROOT, environment
 from omegaconf import OmegaConf
 
 import srpo_recipe
+from srpo_recipe.records import owners
 from srpo_recipe.records.owners import open_to_others
 from srpo_recipe.run import ray_token, resume
 from srpo_recipe.settings.compose import compose_config
@@ -82,12 +83,12 @@ def test_a_place_of_the_users_own_keeps_its_folder(home, monkeypatch):
 
 def test_the_launchers_make_it_so(tmp_path):
     """The file that `ray get-auth-token --generate` made had the mode 0644."""
-    script = "set -e; cd /; source scripts/lib.sh; umask 022; make_token=yes; ray_token; echo $RAY_AUTH_MODE"
+    script = "set -e; cd /; umask 002; source scripts/lib.sh; make_token=yes; ray_token; echo $RAY_AUTH_MODE; umask"
     script = script.replace("scripts/lib.sh", str(ROOT / "scripts" / "lib.sh"))
     variables = {name: value for name, value in environment().items() if not name.startswith("RAY_")}
     variables |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     result = subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True, timeout=60)
-    assert result.stdout == "token\n", result.stderr
+    assert result.stdout == "token\n0022\n", result.stderr
     assert (mode(tmp_path / ".ray" / "auth_token"), mode(tmp_path / ".ray")) == (0o600, 0o700)
 
 
@@ -111,6 +112,20 @@ def choose(run: Path) -> tuple[int, list[int]]:
 def test_a_checkpoint_of_ones_own_is_taken(run):
     step = run / "checkpoints" / "global_step_2"
     assert open_to_others(step, run) is None and choose(run) == (2, [])
+
+
+def test_what_a_run_writes_under_a_loose_mask_it_can_read_again(tmp_path):
+    """Where a project's group writes to everything, a job that is requeued has to go on from its checkpoint all the same."""
+    before = os.umask(0o000)
+    try:
+        owners.keep_what_is_written()
+        write_checkpoint(tmp_path / "run" / "checkpoints", 2)
+        assert os.umask(0o077) == 0o022
+        owners.keep_what_is_written()
+        assert os.umask(0o022) == 0o077
+    finally:
+        os.umask(before)
+    assert choose(tmp_path / "run") == (2, [])
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/global_step_2", "checkpoints/global_step_2/data.pt"])

@@ -10,6 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = 0
+WRITERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def keep_what_is_written() -> None:
+    """Files and folders that this process and those it starts make from now on, nobody else can change: a run can go on from its
+    own checkpoint, whatever the user's mask is.
+    """
+    os.umask(os.umask(WRITERS) | WRITERS)
 
 
 def open_to_others(folder: Path, top: Path) -> str | None:

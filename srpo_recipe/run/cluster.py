@@ -33,12 +33,15 @@ def keep_to_this_machine() -> None:
     imported, so this comes before. With it, Ray starts no cluster of several machines (_private/ray_constants.py:654). Raises
     RuntimeError where ray has been imported.
     """
-    if os.environ.get("RAY_ADDRESS"):
+    if os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
         return
     if "ray" in sys.modules:
         raise RuntimeError("ray is imported already, and would listen on all interfaces")
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    ray_token.keep()
+    try:
+        ray_token.keep()
+    except OSError as error:
+        sys.exit(f"Not started: Ray's token: {error}; RAY_AUTH_TOKEN_PATH names another file for it")
 
 
 def join(config: DictConfig) -> None:

@@ -38,6 +38,8 @@ class ShutServer(vLLMHttpServer):
     With rollout.prometheus.enable it is on the node's address, where Prometheus reads its numbers.
     """
 
+    _server_address: str  # read by verl as the host of the HTTP server (vllm_async_server.py:533)
+
     def __init__(self, *args, **kwargs):
         confine()
         super().__init__(*args, **kwargs)
@@ -48,7 +50,7 @@ class ShutServer(vLLMHttpServer):
         args.disable_fastapi_docs = True
         node = self._server_address
         if not self.config.prometheus.enable:
-            self._server_address = LOOPBACK  # read by verl as the host of the HTTP server (vllm_async_server.py:533)
+            self._server_address = LOOPBACK
         await super().run_server(args)
         self._server_address = node  # with the port it names the server, also to other nodes
 
