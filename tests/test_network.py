@@ -326,6 +326,7 @@ def test_a_ray_of_ones_own_is_on_loopback(tmp_path, variables, loopback):
 
 def test_it_has_to_come_before_ray_is_imported(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")  # so that it is put back
     with pytest.raises(RuntimeError, match="ray is imported already"):
         cluster.keep_to_this_machine()
 

@@ -38,7 +38,9 @@ def test_the_model_learns_to_call(run):
 
 def test_what_the_tool_wrote_takes_no_loss_and_the_teacher_is_shown_it(run):
     rows = pd.concat(pd.read_parquet(file) for file in sorted((run / "samples").glob("step_*[0-9].parquet")))
-    called = rows[rows.response.str.contains("<tool_call>") & rows.response.str.contains("<|im_start|>tool", regex=False)]
+    called = rows[
+        rows.response.str.contains("<tool_call>") & rows.response.str.contains("<|im_start|>tool", regex=False)
+    ]
     assert len(called) > 5
     for _, row in called.iterrows():
         before, tool = row.response.split("<|im_start|>tool\n", 1)

@@ -31,13 +31,16 @@ def keep_to_this_machine() -> None:
 
     Ray takes the address of the machine for its own otherwise, and listens on all interfaces; it reads the variable as it is
     imported, so this comes before. With it, Ray starts no cluster of several machines (_private/ray_constants.py:654). Raises
-    RuntimeError where ray has been imported.
+    RuntimeError where ray has been imported without it.
     """
     if os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
         return
-    if "ray" in sys.modules:
-        raise RuntimeError("ray is imported already, and would listen on all interfaces")
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    if "ray" in sys.modules:
+        from ray._private import ray_constants
+
+        if ray_constants.ENABLE_RAY_CLUSTER:
+            raise RuntimeError("ray is imported already, and would listen on all interfaces")
     try:
         ray_token.keep()
     except OSError as error:
