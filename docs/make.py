@@ -63,7 +63,7 @@ def _code(text: str) -> str:
 
 # In the order of the figure; then what the passes over the vocabulary share, and small helpers.
 MODULES = (
-    *("route", "demonstrations", "decision", "self_teacher", "grpo", "dw_sdpo", "loss", "ema"),
+    *("route", "demonstrations", "decision", "self_teacher", "grpo", "dw_sdpo", "options", "loss", "ema"),
     *("student_head", "student_logits", "teacher_logits", "logits", "chat", "seeds"),
 )
 

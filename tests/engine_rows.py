@@ -34,6 +34,7 @@ CASES = {
     "nothing": SRPOConfig(route="sdpo", top_k=TOP_K),  # no row takes any route
     "masked": SRPOConfig(route="srpo", top_k=TOP_K),  # the one routed row is all masked
     "sequence": SRPOConfig(route="srpo", average="sequence", top_k=TOP_K, logits_rows=7),
+    "by_place": SRPOConfig(route="srpo", weight="by_place", weight_options={"power": 2.0}, top_k=TOP_K, logits_rows=9),
     "whole": SRPOConfig(route="srpo", top_k=TOP_K, logits_rows=None),  # all logits of a micro-batch at once
     "reverse": SRPOConfig(route="sdpo", beta=0.0, alpha=1.0, top_k=TOP_K),  # KL(student || teacher)
     "update": SRPOConfig(route="srpo", top_k=TOP_K, logits_rows=2),  # the old policy is the update's own forward
@@ -219,6 +220,7 @@ def _row(model, teacher, row: dict[str, Tensor], settings: SRPOConfig, case: str
     importance = (old_R - row["rollout_log_probs"]).exp().clamp(max=CAP) if own else row["rollout_is_weights"]
     l_grpo, clipped, dual = clipped_policy_loss(log_prob_R, old_R, row["advantages"], *CLIP)
     entropy_R = torch.special.entr(teacher_RV.double().exp()).sum(-1).float()
+    later_R = ((torch.arange(length) + 1) / length) ** 2 if case == "by_place" else 1.0
     return {
         "student_RV": log_probs_RV,
         "teacher_RV": teacher_RV,
@@ -227,7 +229,7 @@ def _row(model, teacher, row: dict[str, Tensor], settings: SRPOConfig, case: str
         "l_sdpo": divergence(student_RB, teacher_RV.gather(-1, ids_RK), settings.alpha, tail(teacher_RV)),
         "importance": importance,
         "entropy": entropy_R,
-        "confidence": torch.exp(-settings.beta * entropy_R),
+        "confidence": torch.exp(-settings.beta * entropy_R) * later_R,
         "clipped": clipped,
         "dual": dual,
         "kl": (old_R - log_prob_R).detach(),

@@ -246,6 +246,11 @@ NONSENSE = {
     "old_policy": [("rollout", "choose one of auto, update, pass"), (True, "auto, update, pass")],
     "seed": [(-1, "negative")],
     "chunk_megabytes": [(0, "must be positive")],
+    "weight": [
+        ("confident", "choose one of confidence, floored, by_place"),
+        ("no.such:function", "cannot be imported"),
+    ],
+    "row_weight": [("rate", "choose one of alike, pass_rate")],
     "logits_rows": [(0, "a number of tokens, or null"), (-1, "a number of tokens, or null")],
     "poll_seconds": [(0.0, "must be positive"), (-1.0, "must be positive")],
     "stall_seconds": [(0.0, "must be positive")],
@@ -261,6 +266,7 @@ NONSENSE = {
     "teacher.feedback_template": [("{feedback}", "lacks {prompt}"), ("{prompt}", "lacks {feedback}")],
 }
 ANYTHING_GOES = {"system_prompt"}  # any text, or none
+ELSEWHERE = {"weight_options", "row_weight_options"}  # test_options.py
 
 
 def knobs() -> dict[str, str]:
@@ -270,7 +276,7 @@ def knobs() -> dict[str, str]:
 
 
 def test_nonsense_is_tried_for_every_knob():
-    assert NONSENSE.keys() | ANYTHING_GOES == knobs().keys()
+    assert NONSENSE.keys() | ANYTHING_GOES | ELSEWHERE == knobs().keys()
 
 
 @pytest.mark.parametrize(
@@ -518,6 +524,9 @@ def settings_read() -> set[str]:
                         found |= {"teacher.kind", "teacher.ema_rate"}
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "old_policy":
                 found.add("old_policy")
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("token_weight", "row_weight"):
+                weight = {"token_weight": "weight", "row_weight": "row_weight"}[node.func.id]
+                found |= {weight, f"{weight}_options"}
     return found
 
 

@@ -21,7 +21,19 @@ from srpo_recipe.records.checkpoint import require_teacher, teacher_path
 HERE = Path(__file__).parent
 ASSETS = HERE.parent / "srpo_recipe" / "assets" / "tiny_qwen3"
 WORLDS = (1, 2)
-CASES = ("srpo", "sdpo", "grpo", "advantage_mix", "unrouted", "masked", "sequence", "reverse", "update", "whole")
+CASES = (
+    "srpo",
+    "sdpo",
+    "grpo",
+    "advantage_mix",
+    "unrouted",
+    "masked",
+    "sequence",
+    "reverse",
+    "update",
+    "whole",
+    "by_place",
+)
 PARTS = [(world, split) for world in WORLDS for split in ("one", "four", "row")]
 TIMEOUT = 400  # seconds; about 60 on two idle cores, most of it imports
 

@@ -4,7 +4,7 @@ The teacher's prompts are written first, for the rows that the rule would send t
 budget is simply no teacher, and the routing table is asked once, with the teachers that there are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from srpo_recipe.method.demonstrations import choose_demonstrations, has_correct_sibling
+from srpo_recipe.method.options import alike, normalised
 from srpo_recipe.method.route import Route, route_samples, wants_teacher
 from srpo_recipe.method.seeds import checksum
 from srpo_recipe.method.self_teacher import StudentChat, TeacherPrompt, TeacherPromptBuilder
@@ -66,7 +67,7 @@ class Routing:
     Mix. demonstration: one of demonstrations.DEMONSTRATION_CHOICES. seed: of the choice among siblings. feedback: "off",
     "append" (after the demonstration) or "replace" (instead of it). overflow: "shorten" the demonstration, or "reroute",
     which takes a prompt that had to be shortened for one that does not fit. context: the model's positions, which the
-    teacher's prompt and the response share; None for no limit.
+    teacher's prompt and the response share; None for no limit. row_weight: of options.py, a factor of each row's route weights.
     """
 
     rule: str
@@ -77,6 +78,7 @@ class Routing:
     overflow: str
     seed: int
     context: int | None
+    row_weight: Callable[[Tensor, Tensor, Tensor], Tensor] = alike
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,17 @@ def decide(rollouts: Rollouts, routing: Routing, builder: TeacherPromptBuilder, 
         prompts[row] = prompt
         if shown_B[row]:
             siblings[row] = int(sibling_B[row])
-    route = route_samples(routing.rule, correct_B, teacher_B, routing.mix)
+    route = _weighted(route_samples(routing.rule, correct_B, teacher_B, routing.mix), routing, correct_B, rollouts)
     rerouted = int(asked_B.sum()) - len(prompts)
     return Decision(rollouts, correct_B, teacher_B, route, prompts, siblings, rerouted)
+
+
+def _weighted(route: Route, routing: Routing, correct_B: Tensor, rollouts: Rollouts) -> Route:
+    """The route weights times each row's own, whose mean over the rows that count is 1."""
+    weight_B = routing.row_weight(correct_B, rollouts.group_B, rollouts.session_B).to(route.policy_B)
+    counted_B = rollouts.real_B & (weight_B > 0) & (route.policy_B + route.distill_B > 0)
+    weight_B = normalised(weight_B, counted_B)
+    return Route(route.policy_B * weight_B, route.distill_B * weight_B)
 
 
 def _siblings(rollouts: Rollouts, routing: Routing, correct_B: Tensor, step: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from omegaconf import DictConfig
 
+from srpo_recipe.settings.options import described
 from srpo_recipe.settings.read import old_policy
 from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.settings.wire import limited
@@ -26,7 +27,8 @@ def describe(config: DictConfig, settings: SRPOConfig) -> list[tuple[str, str]]:
     distance = {0.0: "KL(teacher||student)", 1.0: "KL(student||teacher)", 0.5: "Jensen-Shannon"}
     return [
         ("route rule", settings.route + (f" (lambda {settings.mix})" if settings.route == "advantage_mix" else "")),
-        ("token weight", f"exp(-{settings.beta} H) / its mean over the mini-batch" if settings.beta else "uniform"),
+        ("token weight", _token_weight(settings)),
+        *([("row weight", described(settings)[1])] if settings.row_weight != "alike" else []),
         ("divergence", f"{distance.get(settings.alpha, f'alpha {settings.alpha}')}, top-{settings.top_k} + tail"),
         ("self-teacher", teacher),
         ("verifier", verifier),
@@ -45,6 +47,12 @@ def describe(config: DictConfig, settings: SRPOConfig) -> list[tuple[str, str]]:
             f"{config.trainer.nnodes} node(s) x {config.trainer.n_gpus_per_node} rank(s), {config.trainer.device}",
         ),
     ]
+
+
+def _token_weight(settings: SRPOConfig) -> str:
+    if settings.weight == "confidence" and not settings.beta:
+        return "uniform"
+    return f"{described(settings)[0]} / its mean over the mini-batch"
 
 
 def _model(model: DictConfig) -> str:

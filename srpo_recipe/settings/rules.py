@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from srpo_recipe.settings import lora, places, ranges, required, unused
+from srpo_recipe.settings import lora, options, places, ranges, required, unused
 from srpo_recipe.settings.compose import verl_defaults
 from srpo_recipe.settings.kinds import ABSENT, is_count, is_number, leaves, said, shown
 from srpo_recipe.settings.read import needs_pass, read, section_of
@@ -55,6 +55,7 @@ def _check(config: DictConfig) -> SRPOConfig:
         check_unread(config, UNREAD_IN_SYNC)
     places.check(config)
     unused.check(config, settings)
+    options.check(settings)
     check_verifier(config, settings.verifier)
     check_batch(config)
     check_temperature(config)

@@ -80,6 +80,11 @@ class SRPOConfig:
     mix: float = 0.9
     # w~ = exp(-beta H) with the teacher's entropy H, divided by its mean over the mini-batch; 0 weighs all alike (plain SDPO).
     beta: float = 1.0
+    # Token weight and row weight: options of method/options.py or module:function, and what they take besides.
+    weight: str = "confidence"
+    weight_options: dict[str, float] = field(default_factory=dict)
+    row_weight: str = "alike"
+    row_weight_options: dict[str, float] = field(default_factory=dict)
     # Divergence: 0.5 Jensen-Shannon, 0 forward KL(T||S), 1 reverse KL(S||T), between them the skewed mixtures.
     alpha: float = 0.5
     # Ids of the student that get a bin of their own; the rest of the mass shares one tail bin.

@@ -15,6 +15,8 @@ from srpo_recipe.verify.settings import require
 MIX = ("srpo.mix",)
 DISTILLED = (
     "srpo.beta",
+    "srpo.weight",
+    "srpo.weight_options",
     "srpo.alpha",
     "srpo.teacher.kind",
     "srpo.teacher.ema_rate",

@@ -11,9 +11,9 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id
 from verl.workers.engine.base import EngineRegistry
 
-from srpo_recipe.method import dw_sdpo
 from srpo_recipe.method.ema import ema_update
 from srpo_recipe.method.loss import count_totals
+from srpo_recipe.settings.options import token_weight
 from srpo_recipe.training.fields import TOTALS, MicroBatch
 from srpo_recipe.training.output_layer import after_head_of
 from srpo_recipe.training.passes import NamedPasses
@@ -107,4 +107,5 @@ class RoutedEngine(TeacherWeights, NamedPasses):
     def _count(self, data: TensorDict) -> Tensor:
         view = MicroBatch.of(data)
         entropy_BT = view.spread_routed(self._teacher_entropy(view).to(view.mask_BT.device))
-        return count_totals(view.mask_BT, view.policy_B, view.distill_B, dw_sdpo.confidence(entropy_BT, self.srpo.beta))
+        weight_BT = token_weight(self.srpo)(entropy_BT, view.place_BT, view.length_B.unsqueeze(-1))
+        return count_totals(view.mask_BT, view.policy_B, view.distill_B, weight_BT)

@@ -67,6 +67,11 @@ class MicroBatch:
         """The numbers of the rows whose tokens the trainer wants to see, -1 for the others; empty where it wants none."""
         return seen_rows(self.data)
 
+    @property
+    def place_BT(self) -> Tensor:
+        """The place of each token in its response, from 0."""
+        return torch.arange(self.mask_BT.shape[-1], device=self.mask_BT.device).expand(self.mask_BT.shape)
+
     def padded(self, field: str) -> Tensor:
         """One of verl's jagged fields over the responses, as [B, T]; 0 after a response's end."""
         return self.data[field].to_padded_tensor(0)

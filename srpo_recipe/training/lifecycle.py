@@ -20,6 +20,7 @@ from srpo_recipe.run.health import Health, Unhealthy, advice
 from srpo_recipe.run.say import END, phase_done, say
 from srpo_recipe.run.step_log import StepLog
 from srpo_recipe.run.summary import measure
+from srpo_recipe.settings.options import row_weight
 from srpo_recipe.settings.read import from_plain, old_policy
 from srpo_recipe.settings.refusals import TRAINER_MODES
 from srpo_recipe.settings.run import causes
@@ -95,6 +96,7 @@ class LifecycleTrainer(PPOTrainer):
             overflow=teacher.overflow,
             seed=self.srpo.seed,
             context=self._context() if self.srpo.needs_teacher else None,
+            row_weight=row_weight(self.srpo),
         )
         self.watchdog = Watchdog(self.llm_server_manager, self.srpo.stall_seconds, before_exit=self._flush_logs)
 
@@ -102,7 +104,7 @@ class LifecycleTrainer(PPOTrainer):
         """The positions of the model, which the teacher's prompt and a response share; says where they are the tighter limit."""
         context = self.actor_rollout_wg.positions()[0]
         budget, response = self.srpo.teacher.max_prompt_tokens, self.config.data.max_response_length
-        if context is not None and context < budget + response:
+        if context and context < budget + response:
             say(
                 f"The model has {context} positions, less than srpo.teacher.max_prompt_tokens={budget} and "
                 f"data.max_response_length={response} together: a teacher's prompt gets what the response leaves of them "
@@ -229,18 +231,16 @@ class LifecycleTrainer(PPOTrainer):
             raise
 
     def _flush_logs(self):
-        if getattr(self, "logger", None) is not None:
-            self.logger.finish(exit_code=1)
+        if (logger := getattr(self, "logger", None)) is not None:
+            logger.finish(exit_code=1)
 
     def _val_metrics_update(
         self, data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts=None
     ):
         # of verl's own numbers only those of the turns: best@k and maj@k of the evaluation take the place of its resampling
         turns = super()._val_metrics_update([], [], {}, sample_turns)
-        expected, seed = expected_acc_counts or {}, self.srpo.seed
-        return turns | validation_metrics(
-            data_sources, sample_uids, reward_extra_infos_dict, expected, self.srpo.correct_threshold, seed
-        )
+        given = data_sources, sample_uids, reward_extra_infos_dict, expected_acc_counts or {}
+        return turns | validation_metrics(*given, self.srpo.correct_threshold, self.srpo.seed)
 
     def _compute_metrics(self, batch, metrics, timing_raw, global_steps, epoch):
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)

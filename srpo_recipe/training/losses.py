@@ -10,10 +10,10 @@ from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weig
 from verl.utils import tensordict_utils as tu
 from verl.workers.config import ActorConfig
 
-from srpo_recipe.method.dw_sdpo import confidence
 from srpo_recipe.method.grpo import clipped_policy_loss
 from srpo_recipe.method.loss import Totals, count_totals, routed_loss
 from srpo_recipe.method.student_head import Gradients
+from srpo_recipe.settings.options import token_weight
 from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.training.fields import IMPORTANCE_CAP, NO_CAP, TOTALS, MicroBatch
 from srpo_recipe.training.loss_metrics import as_verls, loss_metrics, sampled_metrics
@@ -116,7 +116,7 @@ def update_loss(
         distill_B=view.distill_B,
         divergence_BT=view.spread_routed(model_output["divergence"]),
         entropy_BT=entropy_BT,
-        confidence_BT=confidence(entropy_BT, srpo.beta),
+        confidence_BT=token_weight(srpo)(entropy_BT, view.place_BT, view.length_B.unsqueeze(-1)),
         totals=Totals(*data[TOTALS]),
         average=srpo.average,
     )
@@ -153,7 +153,11 @@ def token_gradients(config: ActorConfig, srpo: SRPOConfig, data: TensorDict, ent
     mask_N, length_B = data["response_mask"].values().bool(), view.length_B
     policy_N, distill_N = (part_B.repeat_interleave(length_B) for part_B in (view.policy_B, view.distill_B))
     confidence_N = torch.zeros_like(policy_N)
-    confidence_N[view.routed_B.repeat_interleave(length_B)] = confidence(entropy_M, srpo.beta)
+    routed_N, length_N = view.routed_B.repeat_interleave(length_B), length_B.repeat_interleave(length_B)
+    place_N = torch.arange(len(length_N), device=length_N.device) - (length_B.cumsum(0) - length_B).repeat_interleave(
+        length_B
+    )
+    confidence_N[routed_N] = token_weight(srpo)(entropy_M, place_N[routed_N], length_N[routed_N])
     share_N = torch.ones_like(policy_N)
     if srpo.average == "sequence":  # a token's share of its rollout, and a rollout's of them all
         share_N, totals = share_N / view.mask_BT.sum(-1).clamp(min=1).repeat_interleave(length_B), totals.over_rows()
