@@ -5,7 +5,9 @@ import os
 import pickle
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import zmq
@@ -82,6 +84,12 @@ class Trap:
 
     def __reduce__(self):
         return os.mkdir, (self.folder,)
+
+
+def attack_all(doors: set[tuple[str, int]], root: Path) -> None:
+    """`attack` at each (address, port) at once; who obeys makes a folder root/caught-ADDRESS-PORT."""
+    with ThreadPoolExecutor(max(1, len(doors))) as strangers:
+        list(strangers.map(lambda door: attack(*door, str(root / f"caught-{door[0]}-{door[1]}")), doors))
 
 
 def attack(address: str, port: int, folder: str) -> None:

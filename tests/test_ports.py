@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from listening import Watch, attack
+from listening import Watch, attack_all
 from secrets_planted import SECRETS, plant, readers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
@@ -77,10 +77,8 @@ class Run:
                     self.answers.setdefault(path, []).append(answer(port, path, body))
                 except (OSError, HTTPException):  # its gRPC socket, which does not speak HTTP
                     continue
-        doors = {(one.address, one.port) for name in QUEUE for one in self.watch.of(name)}
-        for number, (address, port) in enumerate(sorted(doors)):
-            for place in {address.removeprefix("::ffff:"), *outside()}:
-                attack(place, port, str(self.root / f"caught-{number}-{place}"))
+        doors = {one.port for name in QUEUE for one in self.watch.of(name)}
+        attack_all({(place, port) for port in doors for place in ("127.0.0.1", *outside())}, self.root)
 
 
 def outside() -> list[str]:

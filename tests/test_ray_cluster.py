@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cluster_runs import ROOT, SETTINGS, environment, steps, until
-from listening import attack, listeners
+from listening import attack_all, listeners
 from slurm_cluster import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -101,8 +101,7 @@ def shut_to_strangers(nodes: Nodes, folder: Path) -> None:
     for name in ("WorkerDict", "ShutServer", "TransferQueue"):
         pids = [one.pid for one in everywhere if name in one.process]
         assert len(pids) == len(set(pids)) > 0, everywhere
-    for number, one in enumerate(sorted(queue, key=lambda one: one.port)):
-        attack(one.address, one.port, str(folder / f"caught-{number}"))
+    attack_all({(one.address, one.port) for one in queue}, folder)
     assert list(folder.glob("caught-*")) == []
 
 
@@ -159,7 +158,7 @@ def test_a_job_on_two_nodes_stops_on_request_and_goes_on(nodes, tmp_path):
     """Two ranks, one on each node; run.dir/STOP ends the first job with a checkpoint, the second one does the rest."""
     if OTHER not in nodes.started:
         nodes.join()
-    total = 8
+    total = 24
     arguments = [
         *SETTINGS,
         "trainer.nnodes=2",

@@ -1,4 +1,5 @@
-"""The two places where registration was not enough: functions replaced at run time, on CPU machines only.
+"""The two places where registration was not enough: functions replaced at run time, on CPU machines only. A third, on every
+machine, is of TransferQueue: training/queue_keys.py.
 
 1. `ray.runtime_context.RuntimeContext.get_job_id`. verl names the socket through which weights reach vLLM after the Ray
    job id (workers/rollout/vllm_rollout/vllm_rollout.py:140-141, vllm_async_server.py:143, utils.py:425-441). Every Ray

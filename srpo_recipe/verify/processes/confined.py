@@ -73,7 +73,7 @@ def confine(folder: Path) -> None:
     _checked(_libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0))
     if version := _landlock_version():
         _restrict_files(folder, version)
-    if platform.machine() in _MACHINES:
+    if _filters():
         _filter_calls(*_MACHINES[platform.machine()])
 
 
@@ -86,9 +86,15 @@ def lacking() -> list[str]:
         found.append("cutting files short (Landlock of Linux 6.2 or newer)")
     if version < _SCOPE_VERSION:
         found.append("ending other processes of this user (Landlock of Linux 6.12 or newer)")
-    if platform.machine() not in _MACHINES:
-        found.append(f"opening sockets (no filter for the machine {platform.machine()})")
+    if not _filters():
+        found.append(f"opening sockets (no seccomp, or none for the machine {platform.machine()})")
     return found
+
+
+def _filters() -> bool:
+    """Whether there is a filter for this machine and a kernel that takes one: it then complains of the program's place alone."""
+    _libc.prctl(_SET_SECCOMP, _FILTER, None, 0, 0)
+    return ctypes.get_errno() == errno.EFAULT and platform.machine() in _MACHINES
 
 
 def _landlock_version() -> int:
