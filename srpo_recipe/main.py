@@ -8,6 +8,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
+from srpo_recipe.machine import on_cpu
 from srpo_recipe.records import owners
 from srpo_recipe.records.tables import print_table
 from srpo_recipe.run import cluster, folder, queue_key, screen, stop
@@ -22,6 +23,10 @@ BEGUN = Event()
 
 def main() -> None:
     """Compose the config and run. Where Hydra ends the command for an argument, what is wrong with it and the fix follow."""
+    try:
+        on_cpu()
+    except ValueError as error:
+        sys.exit(f"Configuration error: {error}")
     cluster.keep_to_this_machine()
     owners.keep_what_is_written()
     try:

@@ -8,6 +8,8 @@ import pytest
 from data_rows import TOKENIZER, names, published, run, tool_use, write_lines, written
 
 from srpo_recipe.data.checks import CHAT_SWITCHES, listed_options, token_counter
+from srpo_recipe.data.formats import Verl
+from srpo_recipe.data.problems import BadRow
 from srpo_recipe.data.readers import read
 
 ROWS = 14
@@ -157,6 +159,7 @@ def test_a_source_without_a_good_row_is_refused_even_when_bad_ones_may_go(source
         ("train.parquet", b"PAR1 and then nothing", "cannot be read as a parquet file"),
         ("train.csv", b"prompt,prompt\na,b\n", "distinct column names"),
         ("train.csv", b"", "distinct column names"),
+        ("train.csv", b'prompt,"answer\na,b\n', "is a quote open?"),
         ("train.txt", b"a", "hold no train or test file"),
     ],
 )
@@ -167,6 +170,15 @@ def test_a_file_that_cannot_be_read_is_refused_as_a_whole(tmp_path, capsys, name
     assert run("chemistry", "--source", tmp_path / "source", "--out", tmp_path / "out", "--skip-bad", *form) == 1
     error = capsys.readouterr().err
     assert says in error and str(tmp_path / "source") in error and names(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize("extra", [7, "7", [7]], ids=["a number", "a text", "a list"])
+def test_extra_info_that_is_no_object_is_a_bad_row(extra):
+    """It was a traceback, or an answer from inside a text."""
+    row = {"prompt": [{"role": "user", "content": "1+1=?"}], "reward_model": {"ground_truth": "2"}, "extra_info": extra}
+    with pytest.raises(BadRow, match="extra_info"):
+        Verl()(row, 0)
+    assert Verl()(row | {"extra_info": None}, 3).id == "3"
 
 
 def test_rows_of_json_lines_are_counted_as_an_editor_does(tmp_path):

@@ -478,3 +478,14 @@ def test_data_that_is_missing_or_cut_off_or_too_little(tmp_path):
     fails("data", *overrides, found="cannot be read: Parquet magic bytes not found", fix="scripts/prepare_data.sh")
     file.unlink()
     fails("data", *overrides, found="is not there", fix="data.train_files")
+
+
+@pytest.mark.parametrize("module", ["doctor", "main"])
+def test_a_platform_of_no_kind_is_said_in_one_line(module):
+    """It was a traceback, or ten failed checks."""
+    environment = {**os.environ, "SRPO_PLATFORM": "foo"}
+    command = [sys.executable, "-m", f"srpo_recipe.{module}", "hardware=cpu"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode != 0 and "SRPO_PLATFORM must be cpu, gpu or auto, not 'foo'" in last
+    assert "Error executing job" not in done.stderr and "fail" not in done.stdout

@@ -280,6 +280,22 @@ def test_there_are_forty_of_them():
     assert len(ROW) + len(FILE) + len(REWARDS) + len(TEMPLATES) >= 40
 
 
+@pytest.mark.parametrize("column", ["responses", "metrics", "extra_fields", "rm_scores", "uid"])
+def test_a_column_that_is_a_rollouts_own_is_refused(tmp_path, column):
+    """It was written over what the rollout had made, and training went on with it."""
+    refused(composed(tmp_path, [good(n) | {column: "mine"} for n in range(ROWS)]), f"has a column {column}, which is")
+
+
+def test_the_names_of_a_rollout_are_those_that_verl_stores():
+    from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
+
+    output = AgentLoopOutput(
+        prompt_ids=[1], response_ids=[2], response_mask=[1], response_logprobs=[0.0], reward_score=1.0, num_turns=2,
+        metrics=AgentLoopMetrics(), extra_fields={},
+    )  # fmt: skip
+    assert output.as_dict().keys() - {"multi_modal_data"} <= usable.OF_ROLLOUTS
+
+
 def test_a_null_in_a_later_row_is_found_among_many(tmp_path):
     rows = [good(n) for n in range(3000)]
     rows[2500]["reward_model"]["ground_truth"] = None

@@ -212,7 +212,7 @@ class Verl:
         if not messages or messages[-1]["role"] != "user":
             raise BadRow("prompt", "a user turn at the end", messages[-1]["role"] if messages else "no turn")
         truth = take(take(row, "reward_model", dict), "ground_truth", (str, int), within="reward_model")
-        extra = row.get("extra_info") or {}
+        extra = take(row, "extra_info", (dict, type(None))) or {} if "extra_info" in row else {}
         name = take(extra, "index", (str, int), within="extra_info") if "index" in extra else position
         return Example(messages, str(truth), str(name))
 

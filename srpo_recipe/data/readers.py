@@ -88,7 +88,10 @@ def _csv(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
     csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
-        header = next(reader, [])
+        try:
+            header = next(reader, [])
+        except csv.Error as error:
+            raise Refused(f"{path}: the first line, of column names, is no CSV: {error}; is a quote open?") from None
         if len(set(header)) < max(len(header), 1) or "" in header:
             raise Refused(f"{path}: expected a first line of distinct column names, found {shown(header)}")
         while True:

@@ -27,6 +27,12 @@ MOST_ROWS = 20_000
 # Of those about so many are rendered and counted in tokens.
 MOST_COUNTED = 1_000
 BATCH = 500
+# What verl stores of a rollout, under names that a column of the data would take.
+OF_ROLLOUTS = frozenset(
+    "prompts responses response_mask loss_mask input_ids position_ids attention_mask rm_scores rollout_log_probs old_log_probs "
+    "ref_log_prob advantages returns num_turns metrics extra_fields multi_modal_inputs routed_experts uid session_id "
+    "global_steps".split()
+)
 _LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 
 
@@ -74,6 +80,10 @@ def look(config: DictConfig) -> Usable:
                 table = load(file)
             except ValueError as error:
                 raise ValueError(f"{error}; correct data.{key}") from None
+            if taken := sorted(OF_ROLLOUTS & set(table.column_names)):
+                raise ValueError(
+                    f"{file} has a column {taken[0]}, which is a rollout's own and would be written over it: rename the column"
+                )
             require_index(file)
             found[key] += len(table)
             every = max(1, len(table) // MOST_COUNTED)

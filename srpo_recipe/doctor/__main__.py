@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from srpo_recipe.doctor.check import FAIL
 from srpo_recipe.doctor.examine import CHECKS, examine, table
+from srpo_recipe.machine import on_cpu
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,6 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--skip", action="append", default=[], choices=CHECKS, metavar="CHECK", help="leave it out")
     parser.add_argument("overrides", nargs="*", help="as in training, for instance model=qwen3_8b hardware=gpu8")
     args = parser.parse_intermixed_args(arguments)
+    try:
+        on_cpu()
+    except ValueError as error:
+        parser.error(str(error))
     findings = examine(args.overrides, args.ports, args.skip)
     print(json.dumps([asdict(finding) for finding in findings], indent=1) if args.json else table(findings, args.brief))
     return int(any(finding.status == FAIL for finding in findings))
