@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
 from cluster_runs import ROOT, SETTINGS, environment, steps, until
-from listening import attack_all, listeners
+from listening import Listener, attack_all, listeners
 from slurm_cluster import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -83,6 +85,14 @@ def nodes(tmp_path_factory):
     found.stop()
 
 
+def status(server: Listener, path: str) -> int:
+    request = f"http://{server.address}:{server.port}{path}"
+    try:
+        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
 def shut_to_strangers(nodes: Nodes, folder: Path) -> None:
     """What listens besides Ray, which asks for its token, is on the nodes' addresses or on loopback, and the queue is not
     obeyed."""
@@ -94,7 +104,14 @@ def shut_to_strangers(nodes: Nodes, folder: Path) -> None:
     )
     queue |= {one for one in found if "SimpleStorageUnit" in one.process and one.address != "::"}
     assert {one.address for one in queue} <= {HEAD, OTHER} and len(queue) >= 3
-    assert {one.address for one in servers} == {"127.0.0.1"} and len(servers) == 2
+    assert {one.address for one in servers} == {HEAD, OTHER} and len(servers) == 2
+    for one in servers:
+        assert [status(one, path) for path in ("/health", "/v1/models", "/metrics", "/tokenize")] == [
+            200,
+            403,
+            200,
+            403,
+        ]
     assert {one.address for one in ranks} <= {HEAD, OTHER, "127.0.0.1"} and ranks
     # what each of them has on all interfaces is Ray's own gRPC server, and nothing else
     everywhere = [one for one in found if one.address in ("::", "0.0.0.0")]

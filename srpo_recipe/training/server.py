@@ -10,8 +10,9 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, 
 
 from srpo_recipe.training.network import confine
 
-LOOPBACK = "127.0.0.1"
-OPEN = ("/health", "/metrics")  # they tell numbers and take nothing
+# Of GET alone: they tell numbers and take nothing. The trainer asks for the first where a server is too busy to answer it through
+# Ray (watch/actors.py), Prometheus for the second.
+OPEN = ("/health", "/metrics")
 REFUSED = b'{"error": "This server takes its requests from the trainer, through Ray."}'
 
 
@@ -33,12 +34,10 @@ class Shut:
 
 
 class ShutServer(vLLMHttpServer):
-    """verl's server, whose HTTP side is on loopback, asks for a key that nobody has, and refuses all but OPEN.
+    """verl's server, whose HTTP side refuses all but OPEN and asks for a key that nobody has besides.
 
-    With rollout.prometheus.enable it is on the node's address, where Prometheus reads its numbers.
+    It listens on the node's address, where the trainer's process on another node finds it; on one machine that is loopback.
     """
-
-    _server_address: str  # read by verl as the host of the HTTP server (vllm_async_server.py:533)
 
     def __init__(self, *args, **kwargs):
         confine()
@@ -48,11 +47,7 @@ class ShutServer(vLLMHttpServer):
         args.api_key = [secrets.token_urlsafe(32)]
         args.middleware = [*args.middleware, f"{Shut.__module__}.{Shut.__qualname__}"]
         args.disable_fastapi_docs = True
-        node = self._server_address
-        if not self.config.prometheus.enable:
-            self._server_address = LOOPBACK
         await super().run_server(args)
-        self._server_address = node  # with the port it names the server, also to other nodes
 
 
 class ShutReplica(vLLMReplica):
