@@ -150,3 +150,28 @@ def test_planted_secrets_are_in_no_file_of_the_run(run):
 
 def test_the_secrets_were_there_to_be_told(run):
     assert readers(run.root / "home") == set(SECRETS)
+
+
+EVALUATION = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from listening import listeners
+from srpo_recipe.eval.sampling import Sampler, default_engine
+sampler = Sampler(Path(sys.argv[2]), default_engine(), 64)
+assert len(sampler.sample([[5, 6, 7]], [[1, 2]], 1.0, 1.0, 8)[0]) == 2
+found = listeners(os.getpid())
+assert all(one.on_loopback for one in found), found
+print("listeners", len(found), sorted({one.address for one in found}))
+"""
+
+
+def test_an_evaluation_listens_on_loopback():
+    here = Path(__file__).parent
+    model = here.parent / "srpo_recipe" / "assets" / "tiny_qwen3"
+    command = [sys.executable, "-c", EVALUATION, str(here), str(model)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=400, env={**os.environ, "SRPO_PLATFORM": "cpu"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stdout)

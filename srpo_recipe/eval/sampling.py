@@ -21,6 +21,8 @@ from srpo_recipe.method.seeds import checksum
 
 # Of what a machine with an accelerator runs; everything else is vLLM's default.
 GPU_ENGINE: dict[str, Any] = {"dtype": "bfloat16"}
+# Where what vLLM starts listens: an evaluation is on one machine.
+LOOPBACK = {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 def default_engine() -> dict[str, Any]:
@@ -104,6 +106,8 @@ class Sampler:
         # In its own process the engine would begin with whichever requests had arrived: other batches every time.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about speed
+        for name, value in LOOPBACK.items():
+            os.environ.setdefault(name, value)
         if on_cpu():
             from srpo_recipe.cpu import ENVIRONMENT, distribution
 
