@@ -33,7 +33,7 @@ class AdapterRun(Run):
 
     def build(self, engine_config) -> None:
         self.student = self.teacher = self.engine(engine_config)
-        self.student.teacher = self.student
+        self.student.teacher, self.student.actor_config = self.student, self.actor_config
         self.found |= {"at_start": full(self.student.module)}
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():

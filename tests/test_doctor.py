@@ -438,7 +438,8 @@ def data_overrides(folder: Path, rows: list[dict]) -> list[str]:
     file = folder / "rows.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     given = [f"data.train_files={file}", f"data.val_files=[{file}]", "data.train_batch_size=8"]
-    return ["task=parquet", "srpo.verifier.name=math", *given]
+    lengths = ["data.max_prompt_length=96", "data.max_response_length=32", "srpo.teacher.max_prompt_tokens=256"]
+    return ["task=parquet", "srpo.verifier.name=math", *given, *lengths]
 
 
 def test_data_that_training_can_read(tmp_path):

@@ -22,7 +22,7 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess:
 
 
 def test_every_example_is_run_by_a_test():
-    assert {path.name for path in EXAMPLES.iterdir()} == {"own_loop.py", "own_verifier.py", "own_task"}
+    assert {path.name for path in EXAMPLES.iterdir()} == {"own_loop.py", "own_verifier.py", "own_task", "calculator"}
 
 
 # ---------------------------------------------------------------------------------------------------- own_verifier.py

@@ -7,7 +7,7 @@ from verl.utils.metric import reduce_metrics
 
 from srpo_recipe.method.teacher_logits import OutputLayer
 from srpo_recipe.training.loss_metrics import over_steps
-from srpo_recipe.training.teacher_states import TeacherStates
+from srpo_recipe.training.teacher_states import TeacherStates, probed
 
 
 def test_means_over_distilled_tokens_are_weighted_by_them():
@@ -49,8 +49,15 @@ def kept(after) -> tuple[TeacherStates, OutputLayer]:
     hidden_NH, weight_VH = torch.randn(7, 16, generator=generator), torch.randn(60, 16, generator=generator)
     states = TeacherStates()
     logits_NV = after(hidden_NH @ weight_VH.T)
-    states.keep([3, 5], [4, 3], hidden_NH, logits_NV, temperature=0.7, chunk_tokens=4)
+    keep(states, [3, 5], [4, 3], hidden_NH, logits_NV, temperature=0.7, chunk_tokens=4)
     return states, OutputLayer(weight_VH)
+
+
+def keep(states: TeacherStates, rows, lengths, hidden_NH, logits_NV, **options) -> None:
+    """As a teacher's pass over all logits at once does."""
+    place = probed(len(logits_NV))
+    states.probe(hidden_NH[place], logits_NV[place], **options)
+    states.keep(rows, lengths, hidden_NH, [(slice(0, 3), logits_NV[:3]), (slice(3, None), logits_NV[3:])], **options)
 
 
 def test_kept_states_give_the_teachers_log_probs_and_entropy():
@@ -59,7 +66,7 @@ def test_kept_states_give_the_teachers_log_probs_and_entropy():
     rows, ids_MK = [5, 3], torch.randint(60, (7, 9), generator=torch.Generator().manual_seed(1))
     hidden_NH = torch.cat([states.kept[row][0] for row in rows])
     expected_NV = (hidden_NH.double() @ layer.weight_VH.double().T / 0.7).log_softmax(-1)
-    found_MK = states.log_probs(rows, ids_MK, temperature=0.7, chunk_tokens=2)
+    found_MK = states.tokens_of(rows).log_probs(slice(0, None), ids_MK, temperature=0.7, chunk_tokens=2)
     torch.testing.assert_close(found_MK.double(), expected_NV.gather(-1, ids_MK), rtol=0, atol=1e-5)
     entropy = torch.special.entr(expected_NV.exp()).sum(-1)
     torch.testing.assert_close(states.entropy(rows, torch.device("cpu")).double(), entropy, rtol=0, atol=1e-5)
@@ -71,7 +78,7 @@ def test_kept_states_give_the_teachers_log_probs_and_entropy():
 def test_a_layer_that_is_not_the_models_own_ends_the_run_with_the_reason(after):
     states, layer = kept(after)
     with pytest.raises(
-        RuntimeError, match="(?s)self-teacher of GraniteForCausalLM cannot be scored.*method=grpo needs no"
+        RuntimeError, match="(?s)logits of GraniteForCausalLM cannot be made again.*method=grpo srpo.logits_rows=null"
     ):
         states.close(layer, "GraniteForCausalLM")
     states, layer = kept(after)
@@ -82,7 +89,7 @@ def test_the_self_check_runs_once():
     states, layer = kept(lambda logits: logits)
     states.close(layer, "Model")
     states.clear()
-    states.keep([1], [7], torch.randn(7, 16), torch.randn(7, 60), temperature=1.0, chunk_tokens=4)
+    keep(states, [1], [7], torch.randn(7, 16), torch.randn(7, 60), temperature=1.0, chunk_tokens=4)
     states.close(layer, "Model")  # what does not fit together is not looked at again
 
 
@@ -92,7 +99,7 @@ def test_the_teachers_tail_is_summed_over_the_other_words():
     ids_MK = torch.stack([torch.randperm(60, generator=torch.Generator().manual_seed(row))[:9] for row in range(7)])
     hidden_NH = torch.cat([states.kept[row][0] for row in (5, 3)])
     expected_NV = (hidden_NH.double() @ layer.weight_VH.double().T / 0.7).softmax(-1)
-    found_M = states.log_tail([5, 3], ids_MK, temperature=0.7, chunk_tokens=2)
+    found_M = states.tokens_of([5, 3]).log_tail(slice(0, None), ids_MK, temperature=0.7, chunk_tokens=2)
     expected_M = expected_NV.scatter(-1, ids_MK, 0.0).sum(-1).log()
     torch.testing.assert_close(found_M.double(), expected_M, rtol=0, atol=1e-5)
 
@@ -108,10 +115,10 @@ def test_the_self_check_allows_rounding_in_bf16_and_no_more(seed):
     rounded_NV = (exact_NV * (1 + noise_NV * 2.0**-14)).bfloat16()
     for after, passes in ((lambda z: z, True), (lambda z: z * 1.02, False), (lambda z: 50 * torch.tanh(z / 50), False)):
         states = TeacherStates()
-        states.keep([0], [40], hidden_NH, after(rounded_NV.float()).bfloat16(), temperature=1.0, chunk_tokens=8)
+        keep(states, [0], [40], hidden_NH, after(rounded_NV.float()).bfloat16(), temperature=1.0, chunk_tokens=8)
         if passes:
             assert not torch.equal(rounded_NV, exact_NV.bfloat16())
             states.close(OutputLayer(weight_VH), "Model")
         else:
-            with pytest.raises(RuntimeError, match="cannot be scored"):
+            with pytest.raises(RuntimeError, match="cannot be made again"):
                 states.close(OutputLayer(weight_VH), "Model")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from srpo_recipe.run.prepare import prepare
+from srpo_recipe.run.prepare import fill
 from srpo_recipe.settings.compose import compose_config
 
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -20,6 +20,6 @@ def test_a_batch_has_room_for_a_prompt_that_is_taken_whole(tmp_path, overrides, 
     """Before, a model of more positions than max_num_batched_tokens ended in verl's FrozenInstanceError, after a minute."""
     sizes = ["task.generate.train_size=16", "task.generate.test_size=4"]
     config = compose_config(["hardware=cpu", f"run.root={tmp_path}", *sizes, *overrides])
-    prepare(config)
+    fill(config)
     rollout = config.actor_rollout_ref.rollout
     assert (rollout.max_model_len, rollout.max_num_batched_tokens) == (length, tokens)

@@ -108,6 +108,7 @@ def config(tmp_path):
         given = [f"data.train_files={files['train']}", f"data.val_files={files['test']}", f"run.root={tmp_path}"]
         reward = ["path=pkg://srpo_recipe.starter.sums", "name=compute_score"]
         given += [f"reward.custom_reward_function.{one}" for one in reward]
+        given += ["data.max_prompt_length=48", "data.max_response_length=64", "srpo.teacher.max_prompt_tokens=256"]
         return compose_config(["task=parquet", "hardware=cpu", *given, *overrides])
 
     return make
