@@ -169,22 +169,18 @@ def test_a_folder_is_put_back_when_the_new_one_cannot_take_its_place(tmp_path, m
     "number, status", [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 128 + signal.SIGINT)]
 )
 def test_a_signal_in_the_middle_leaves_nothing(tmp_path, number, status):
-    """The verifier says that it was called, and then takes for ever: the first rows are checked, none is written."""
-    source, out, started = tmp_path / "train.jsonl", tmp_path / "out", tmp_path / "started"
+    """The verifier takes for ever: the first rows are checked, none is written."""
+    source, out = tmp_path / "train.jsonl", tmp_path / "out"
     write_lines(source, [{"prompt": f"{n}?", "answer": "a"} for n in range(5)])
-    (tmp_path / "slow.py").write_text(
-        "import time, pathlib\n"
-        "def verify(response, truth):\n"
-        f"    pathlib.Path({str(started)!r}).touch()\n"
-        "    time.sleep(600)\n"
-    )
+    (tmp_path / "slow.py").write_text("import time\ndef verify(response, truth):\n    time.sleep(600)\n")
     verifier = ("--verifier", f"{tmp_path / 'slow.py'}:verify", "--gold-response", "{answer}")
     command = [sys.executable, "-m", "srpo_recipe.data", "slow", "--source", source, "--out", out, *verifier]
     process = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
-        while not started.exists() and process.poll() is None and time.monotonic() < deadline:
+        while not list(tmp_path.glob(".out.*")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
+        time.sleep(1)  # and the verifier is asked
         assert list(tmp_path.glob(".out.*")), process.poll()
         process.send_signal(number)
         error = process.communicate(timeout=60)[1]
