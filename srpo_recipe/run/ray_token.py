@@ -4,6 +4,7 @@
 which lets every user of the machine read it.
 """
 
+import argparse
 import os
 import secrets
 import sys
@@ -64,6 +65,7 @@ def _close(path: Path, mode: int) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m srpo_recipe.run.ray_token", description=__doc__).parse_args()
     try:
         keep()
     except OSError as error:
