@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import logging
 import os
 import stat
 import subprocess
@@ -22,6 +23,11 @@ from srpo_recipe.run import cluster, queue_key
 from srpo_recipe.settings.compose import compose_config
 from srpo_recipe.settings.rules import check
 from srpo_recipe.training import network, queue_keys, server
+
+
+def test_warnings_are_still_said_where_verls_server_was_imported():
+    assert server.__name__ and logging.getLogger().level == logging.WARNING
+
 
 zmq_utils = importlib.import_module("transfer_queue.utils.zmq_utils")
 # Where TransferQueue has the function by name.

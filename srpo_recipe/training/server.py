@@ -2,6 +2,7 @@
 same, on the node's address, where it would answer whoever asks.
 """
 
+import logging
 import secrets
 
 import ray
@@ -9,6 +10,9 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
 from srpo_recipe.training.network import confine
+
+# What the import of verl's server takes along puts the root logger at ERROR, and every warning of the process would be lost.
+logging.getLogger().setLevel(logging.WARNING)
 
 # Of GET alone: they tell numbers and take nothing. The trainer asks for the first where a server is too busy to answer it through
 # Ray (watch/actors.py), Prometheus for the second.
