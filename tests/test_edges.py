@@ -123,6 +123,9 @@ EDGES = {
     "data.dataloader_num_workers": ([-1, 1.5, True, None], [0, 8]),
     "data.truncation": (["cut", None, True], ["error", "left", "right", "middle"]),
     "trainer.log_val_generations": ([-1, 0.5, None], [0, 5]),
+    "trainer.v1.colocate_async.num_warmup_batches": ([-1, NAN, INF, "1", True, None], [0, 1.5, 2]),
+    "trainer.v1.sampler.max_off_policy_threshold": OR_NULL,
+    "trainer.v1.sampler.max_off_policy_strategy": (["keep", None, True], ["drop", "wait"]),
     "trainer.resume_mode": (["sometimes", None, True, ""], ["auto", "disable", "resume_path"]),
 }  # fmt: skip
 

@@ -10,7 +10,10 @@ import torch
 from srpo_recipe.method import options
 from srpo_recipe.method.options import TABLE, Option
 from srpo_recipe.settings import options as of_config
+from srpo_recipe.settings.compose import compose_config
+from srpo_recipe.settings.read import read
 from srpo_recipe.settings.schema import SRPOConfig
+from srpo_recipe.settings.wire import wire
 from srpo_recipe.verify.functions import function_at
 
 ENTROPY = [0.0, 0.3, 1.0, 2.5, 7.0]
@@ -89,7 +92,21 @@ def test_a_function_of_the_users_passes_through_too(mine):
     weight = of_config.token_weight(settings)(torch.tensor([1.0]), torch.tensor([0]), torch.tensor([1]))
     assert weight.item() == pytest.approx(math.exp(-3.0))
     assert of_config.row_weight(settings)(torch.tensor([True]), torch.tensor([0]), torch.tensor([0])).tolist() == [2.0]
-    assert "squared(entropy, place, length, beta)" in of_config.described(settings)[0].replace("1.0", "beta")
+    assert "squared(entropy, place, length, beta)" in of_config.described(settings)[0]
+
+
+def test_a_file_of_the_users_is_found_from_everywhere_and_run_once(mine, tmp_path, monkeypatch):
+    """Workers run in other folders, and a step asks for the weight in every micro-batch."""
+    count = tmp_path / "count"
+    (tmp_path / "once.py").write_text(f"open({str(count)!r}, 'a').write('x')\n" + MINE)
+    monkeypatch.chdir(tmp_path)
+    config = compose_config(["srpo.weight=once.py:squared", "srpo.row_weight=pass_rate"])
+    wire(config)
+    assert (config.srpo.weight, config.srpo.row_weight) == (f"{tmp_path}/once.py:squared", "pass_rate")
+    monkeypatch.chdir("/")
+    for _ in range(3):
+        of_config.token_weight(read(config))
+    assert count.read_text() == "x"
 
 
 @pytest.mark.parametrize(

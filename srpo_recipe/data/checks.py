@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from srpo_recipe.data.formats import Example
+from srpo_recipe.data.lengths import prompt_length
 from srpo_recipe.data.problems import BadRow, Refused, shown
 from srpo_recipe.method.chat import fill
 from srpo_recipe.records.files import sha256
@@ -140,8 +141,7 @@ def token_counter(tokenizer: str) -> Tokens:
         raise Refused(f"no tokenizer with a chat template at {where}: {error}") from error
 
     def count(messages: list[dict[str, str]]) -> int:
-        text = loaded.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **CHAT_SWITCHES)
-        return len(loaded(text, add_special_tokens=False)["input_ids"])
+        return prompt_length(messages, loaded, CHAT_SWITCHES)
 
     return count
 

@@ -43,7 +43,8 @@ def check_prompts(found: Mapping[str, Sampled], tokenizer: Any, options: dict[st
     """
     data = config.data
     for key, sampled in found.items():
-        fits = [_prompt_length(chat, tokenizer, options, config) <= data.max_prompt_length for chat in sampled.chats]
+        chats = (with_system_prompt(chat, config.srpo.system_prompt) for chat in sampled.chats)
+        fits = [prompt_length(chat, tokenizer, options) <= data.max_prompt_length for chat in chats]
         if all(fits):
             continue
         first = sampled.places[fits.index(False)]
@@ -82,8 +83,7 @@ def check_teacher(
         )
 
 
-def _prompt_length(chat: list[dict[str, str]], tokenizer: Any, options: dict[str, Any], config: DictConfig) -> int:
-    ids = tokenizer.apply_chat_template(
-        with_system_prompt(chat, config.srpo.system_prompt), add_generation_prompt=True, tokenize=False, **options
-    )
-    return len(tokenizer(ids, add_special_tokens=False)["input_ids"])
+def prompt_length(chat: list[dict[str, str]], tokenizer: Any, options: dict[str, Any]) -> int:
+    """Tokens of a prompt, as verl counts them. options: of the chat template."""
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **options)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])

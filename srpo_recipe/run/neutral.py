@@ -55,6 +55,8 @@ FILES = (
     "reward.custom_reward_function.path",
     "reward.reward_manager.module.path",
     "srpo.verifier.name",
+    "srpo.weight",
+    "srpo.row_weight",
     "actor_rollout_ref.rollout.agent.agent_loop_config_path",
     "actor_rollout_ref.rollout.multi_turn.tool_config_path",
     "actor_rollout_ref.rollout.multi_turn.function_tool_path",

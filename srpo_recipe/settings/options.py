@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -18,9 +18,14 @@ RowWeight = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def check(settings: SRPOConfig) -> None:
     """Raise ValueError, with the fix, for names and settings that no option and no function of the user's has."""
-    try_weight(options.option("weight", settings.weight, function_at), settings.weight_options)
-    row = options.option("row_weight", settings.row_weight, function_at)
-    try_row_weight(row, settings.row_weight_options)
+    try_weight(_option("weight", settings.weight), settings.weight_options)
+    try_row_weight(_option("row_weight", settings.row_weight), settings.row_weight_options)
+
+
+@lru_cache
+def _option(point: str, name: str) -> options.Option:
+    """Found once in a process: a step asks for it in every micro-batch, and a file is run each time that it is looked into."""
+    return options.option(point, name, function_at)
 
 
 def try_weight(row: options.Option, settings: Mapping[str, Any]) -> None:
@@ -58,7 +63,7 @@ def _try(row: options.Option, arguments: tuple, settings: Mapping[str, Any]) -> 
 
 def token_weight(settings: SRPOConfig) -> TokenWeight:
     """w~ before its mean is divided out, of the teacher's entropy, the token's place and the response's length."""
-    function = options.option("weight", settings.weight, function_at).function
+    function = _option("weight", settings.weight).function
 
     def weight(entropy: Tensor, place: Tensor, length: Tensor) -> Tensor:
         return function(entropy, place, length, settings.beta, **settings.weight_options)
@@ -68,9 +73,7 @@ def token_weight(settings: SRPOConfig) -> TokenWeight:
 
 def row_weight(settings: SRPOConfig) -> RowWeight:
     """The factor of each row's route weights, before its mean is divided out."""
-    return partial(
-        options.option("row_weight", settings.row_weight, function_at).function, **settings.row_weight_options
-    )
+    return partial(_option("row_weight", settings.row_weight).function, **settings.row_weight_options)
 
 
 def described(settings: SRPOConfig) -> tuple[str, str]:
@@ -80,7 +83,7 @@ def described(settings: SRPOConfig) -> tuple[str, str]:
         ("weight", settings.weight, settings.weight_options),
         ("row_weight", settings.row_weight, settings.row_weight_options),
     ):
-        row = options.option(point, name, function_at)
+        formula = _option(point, name).formula
         told = "".join(f", {key} {value:g}" for key, value in given.items())
-        found.append(row.formula.replace("beta", f"{settings.beta}") + told)
+        found.append((formula if ":" in name else formula.replace("beta", f"{settings.beta}")) + told)
     return found[0], found[1]

@@ -76,6 +76,9 @@ RANGES: dict[str, Kind] = {
     "trainer.max_actor_ckpt_to_keep": COUNT.or_else(None, "null for all"),
     "trainer.log_val_generations": whole(0),
     "trainer.resume_mode": one_of("auto", "disable", "resume_path"),
+    "trainer.v1.colocate_async.num_warmup_batches": at_least(0),
+    "trainer.v1.sampler.max_off_policy_threshold": COUNT.or_else(None, "null for none"),
+    "trainer.v1.sampler.max_off_policy_strategy": one_of("drop", "wait"),
 }
 
 # Of two types: two bounds as 0.5_2.0 where verl has a number (rules.py looks at them), and lists where verl has one text.

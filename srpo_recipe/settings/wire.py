@@ -87,10 +87,12 @@ def _check_function(config: DictConfig) -> None:
 
 
 def wire(config: DictConfig) -> None:
-    """Make srpo.verifier, where it names one, verl's custom reward function; else put the user's own under limits. Paths become
-    absolute: workers run elsewhere.
+    """Make srpo.verifier, where it names one, verl's custom reward function; else put the user's own under limits. Paths of
+    functions become absolute: workers run elsewhere.
     """
     section, custom = config.srpo.verifier, config.reward.custom_reward_function
+    for key in ("weight", "row_weight"):
+        config.srpo[key] = _absolute(config.srpo[key])
     if section.name is not None:
         section.name = _absolute(section.name)
         kwargs = {

@@ -123,7 +123,7 @@ class HeadPass:
         self._hidden = hidden_NH[probed(len(hidden_NH))].detach()
         with torch.no_grad():
             self._logits = self._plain(self._hidden.unsqueeze(0))
-        return self._logits
+        return self._logits.clone()  # models scale and cap in place
 
     def _hand_out(self, _module, _inputs, output):
         if self._made is not None:

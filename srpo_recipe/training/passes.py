@@ -172,8 +172,8 @@ class NamedPasses(FSDPEngineWithLMHead):
 
     def _divergence(self, view: MicroBatch, options: dict) -> Divergence:
         """Of the routed rows' tokens, asked at some of them."""
-        scored = self.teacher is not None and view.teacher_rows
-        tokens = self.teacher.states.tokens_of(view.teacher_rows) if self.teacher is not None and scored else None
+        teacher, rows = self.teacher, view.teacher_rows
+        tokens = teacher.states.tokens_of(rows) if teacher is not None and rows else None
 
         def divergence(place_M: slice, ids_CK: Tensor, log_mass_CB: Tensor) -> Tensor:
             teacher_CK, tail_C = torch.zeros(ids_CK.shape, device=ids_CK.device), None
