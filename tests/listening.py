@@ -28,6 +28,12 @@ class Listener:
         return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
+def shown(command: list[str]) -> str:
+    """The start of a command line without the program's folder, whose path may be so long that it leaves no room for the name."""
+    program, _, rest = " ".join(command).partition(" ")
+    return f"{program.rpartition('/')[2]} {rest}"[:80].strip()
+
+
 def listeners(root: int) -> set[Listener]:
     """Of a process and all that descend from it, at this moment."""
     try:
@@ -40,7 +46,7 @@ def listeners(root: int) -> set[Listener]:
         datagrams = one.type == socket.SOCK_DGRAM and not one.raddr
         if one.pid in family and one.laddr and (one.status == psutil.CONN_LISTEN or datagrams):
             try:
-                name = " ".join(family[one.pid].cmdline())[:80].strip()
+                name = shown(family[one.pid].cmdline())
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
             found.add(Listener(one.laddr.ip, one.laddr.port, one.pid, name))

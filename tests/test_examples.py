@@ -96,7 +96,7 @@ SHORT = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_the_page_of_the_task_from_the_table_to_the_model(tmp_path):
     environment = {"SRPO_VENV": str(Path(sys.executable).parent.parent)}

@@ -46,6 +46,7 @@ def test_the_rollouts_follow_the_adapter_and_so_does_the_teacher(run):
     assert not (before[name].to_local() == after[name].to_local()).all()
 
 
+@pytest.mark.long
 def test_merged_weights_reach_vllm_as_well(tmp_path):
     train(
         tmp_path, *LORA, "actor_rollout_ref.model.lora.merge=true", "trainer.n_gpus_per_node=1", "trainer.save_freq=-1"

@@ -269,7 +269,7 @@ def test_the_command_refuses_what_training_refuses(capsys):
 # ------------------------------------------------------------------------------------------ prediction and measurement
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_real_ranks_take_what_the_planner_says():
     """Two ranks with and without checkpointing, and a model whose layers are the peak; docs/planning.md has the whole table."""

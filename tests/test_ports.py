@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from listening import Watch, attack_all
+from listening import Watch, attack_all, shown
 from secrets_planted import SECRETS, plant, readers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
@@ -117,6 +117,12 @@ def test_every_listener_of_a_run_is_on_loopback(run):
         "ray::WorkerDict",
     ):
         assert run.watch.of(process), f"nothing of {process} was seen: the list is not whole"
+
+
+def test_a_process_is_named_wherever_the_environment_lies():
+    """The list once held the first 80 characters of the path, and no name at all under a long one."""
+    assert shown(["/" + "long/" * 30 + "gcs_server", "--port=1"]) == "gcs_server --port=1"
+    assert shown(["ray::WorkerDict.update   "]) == "ray::WorkerDict.update"
 
 
 def test_what_a_stranger_sends_to_the_queue_is_not_unpickled(run):
