@@ -4,7 +4,9 @@ config that its overrides make passes the check."""
 import argparse
 import contextlib
 import itertools
+import os
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -57,12 +59,29 @@ def script(place: str, *words: str) -> None:
         overrides([word for word in words if word not in own])
     elif name == "sweep.sh":
         sweep(list(words))
+    elif name == "reproduce.sh":
+        cell(list(words))
     elif name == "install.sh":
         assert not words or words[0] in ("cpu", "gpu", "auto"), words
     elif name in ("test.sh", "test_cluster.sh"):
         assert all((ROOT / word.partition("::")[0]).is_file() for word in words if word.startswith("tests/")), words
     else:
         assert name in ("ray_head.sh", "ray_join.sh"), f"nothing here knows how {name} is called"
+
+
+def cell(words: list[str]) -> None:
+    """A cell of the paper's tables: what the launcher hands on passes the check. The first element, where there are several."""
+    shown = subprocess.run(
+        ["bash", "scripts/reproduce.sh", "--dry-run", *(word for word in words if word != "--dry-run")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "SRPO_VENV": "/nowhere"},  # the command is shown before the environment is missed
+    )
+    handed = [line for line in shown.stdout.splitlines() if " -m srpo_recipe.main " in line]
+    assert len(handed) == 1, shown.stdout + shown.stderr
+    overrides(shlex.split(handed[0].partition(" -m srpo_recipe.main ")[2]))
 
 
 def sweep(words: list[str]) -> None:
@@ -169,6 +188,7 @@ def test_the_commands_are_found_and_nonsense_is_told(tmp_path):
             ".venv/bin/python -m srpo_recipe.plan [--nonsense]": AssertionError,
             "bash scripts/train.sh srpo.betta=1": ValueError,
             "bash scripts/sweep.sh --axes a=b": AssertionError,
+            "bash scripts/reproduce.sh qwen3_8b chemistry dapo": AssertionError,
             "bash scripts/test.sh tests/test_nowhere.py": AssertionError,
         }.items()
     ):

@@ -19,6 +19,7 @@ DRY = {
     "ray_submit.sh": [],
     "slurm.sbatch": [],
     "sweep.sh": ["--name", "dry"],
+    "reproduce.sh": ["qwen3_8b", "chemistry", "srpo"],
 }
 AWKWARD = ["trainer.logger=[tensorboard, console]", """trainer.project_name="it's $HOME; (x)  y\""""]
 

@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from srpo_recipe.inspect import compare
+from srpo_recipe.inspect import runs as runs_of
 from srpo_recipe.method.decision import Decision, Rollouts
 from srpo_recipe.method.route import Route
 from srpo_recipe.records.metrics_file import JsonLines, read_lines
@@ -400,14 +401,14 @@ def test_the_table_of_several_runs(several, monkeypatch, capsys):
 def test_runs_of_different_length_are_compared_where_both_have_values(several):
     path = several / "a" / "metrics.jsonl"
     path.write_text("".join(json.dumps(entry) + "\n" for entry in read_lines(path) if entry["step"] <= 2))
-    runs = compare.load(several)
-    steps, values = compare.curve(runs["srpo"], KEY)
+    runs = runs_of.load(several)
+    steps, values = runs_of.curve(runs["srpo"], KEY)
     assert steps.tolist() == [0, 2] and values.shape == (2, 2)
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(SystemExit, match="no finished run"):
-        compare.load(tmp_path)
+        runs_of.load(tmp_path)
 
 
 @pytest.fixture
@@ -441,7 +442,7 @@ def test_runs_are_grouped_by_what_differs(settings_differ, monkeypatch, capsys):
 
 def test_a_run_whose_settings_are_not_known_is_not_mixed_with_others(settings_differ):
     (settings_differ / "b" / "config.yaml").unlink()
-    assert set(compare.load(settings_differ)) == {"grpo", "srpo, settings unknown", "srpo, beta=1.0", "srpo, beta=5.0"}
+    assert set(runs_of.load(settings_differ)) == {"grpo", "srpo, settings unknown", "srpo, beta=1.0", "srpo, beta=5.0"}
 
 
 def test_a_run_without_a_held_out_accuracy_is_named(several, monkeypatch):

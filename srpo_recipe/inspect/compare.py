@@ -1,92 +1,26 @@
-"""Several runs side by side: `python -m srpo_recipe.inspect.compare DIR` reads DIR/*/summary.json and their metrics.
+"""Several runs side by side: `python -m srpo_recipe.inspect.compare DIR` reads DIR/*/summary.json and their metrics, and
+DIR/*.csv, runs exported from W&B.
 
 Writes DIR/comparison.md (one row per method and setting, mean, interval and spread over seeds), DIR/comparison.json,
 DIR/comparison.png, the laptop edition of the paper's Figure 1 (held-out accuracy against steps, and the teacher's entropy), and
 DIR/comparison.html, the page of all runs with the table on it.
+
+With --hours 1,5,10 also the paper's tables and figures against wall clock: DIR/budgets.md, DIR/budgets.json and DIR/figure1.png.
 """
 
 import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from srpo_recipe.inspect import budgets
 from srpo_recipe.inspect.contents import MOST_ROLLOUTS, contents
 from srpo_recipe.inspect.page import write_page
+from srpo_recipe.inspect.runs import curve, interval, load, repeated
 from srpo_recipe.records.figures import COLORS, pyplot
 from srpo_recipe.records.files import write_whole
-from srpo_recipe.records.metrics_file import read_lines
-from srpo_recipe.run.counted import ABSENT, differences, shown
-from srpo_recipe.run.folder import Refused, settings_of
-from srpo_recipe.run.neutral import RISING, SEEDS
-from srpo_recipe.run.series import series
-
-DRAWS = 10_000  # of seeds, for an interval
-
-
-def load(folder: Path) -> dict[str, list[dict]]:
-    """Finished runs by what they are runs of, each its summary with the metrics under "lines", in order of the seed.
-
-    Runs that differ in their seeds and their length alone are runs of the same. The name is the method's and, where one method
-    ran with several settings, what they differ in.
-    """
-    found: dict[str, list[list[dict]]] = defaultdict(list)
-    for path in sorted(folder.glob("*/summary.json")):
-        summary = json.loads(path.read_text())
-        run = {**summary, "folder": path.parent.name, "lines": read_lines(path.parent / "metrics.jsonl")}
-        run["settings"] = _settings(path.parent)
-        groups = found[summary["method"]]
-        same = next((group for group in groups if not _differing(group[0], run)), None)
-        groups.append([run]) if same is None else same.append(run)
-    if not found:
-        raise SystemExit(f"no finished run (*/summary.json) under {folder}")
-    named = {_name(method, group, groups): group for method, groups in sorted(found.items()) for group in groups}
-    return {name: sorted(runs, key=lambda run: run["seed"]) for name, runs in named.items()}
-
-
-def _settings(folder: Path) -> dict[str, Any] | None:
-    """The settings that count of a run but its seeds and its length; None where nothing tells them."""
-    try:
-        settings = settings_of(folder)
-    except Refused as error:
-        raise SystemExit(str(error)) from error
-    return settings and {key: value for key, value in settings.items() if key not in (*SEEDS, *RISING)}
-
-
-def _differing(one: dict, other: dict) -> list[str]:
-    """The keys in which two runs differ."""
-    if one["settings"] is None or other["settings"] is None:
-        return [] if one["settings"] is other["settings"] else ["settings"]
-    return [key for key, *_ in differences(one["settings"], other["settings"])]
-
-
-def _name(method: str, group: list[dict], groups: list[list[dict]]) -> str:
-    keys = sorted({key for other in groups for key in _differing(groups[0][0], other[0])})
-    settings = group[0]["settings"]
-    if settings is None:
-        return f"{method}, settings unknown" if keys else method
-    known = [key for key in keys if key != "settings"]
-    return ", ".join([method, *(f"{key.rpartition('.')[2]}={shown(settings.get(key, ABSENT))}" for key in known)])
-
-
-def repeated(runs: dict[str, list[dict]]) -> list[str]:
-    """A sentence for each seed that counts twice in a row: such runs say nothing of the spread."""
-    found = []
-    for name, group in runs.items():
-        folders = defaultdict(list)
-        for run in group:
-            folders[run["seed"]].append(run["folder"])
-        found += [f"{name}: seed {seed} ran in {' and '.join(of)}" for seed, of in folders.items() if len(of) > 1]
-    return found
-
-
-def curve(runs: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values [run, step]) over the steps that every run has."""
-    found = [dict(zip(*series(run["lines"], key), strict=True)) for run in runs]
-    steps = sorted(set.intersection(*(set(one) for one in found)))
-    return np.array(steps), np.array([[one[step] for step in steps] for one in found])
 
 
 def row(method: str, runs: list[dict]) -> dict:
@@ -108,14 +42,6 @@ def row(method: str, runs: list[dict]) -> dict:
         "last_by_seed": [float(value) for value in values[:, -1]],
         "seconds": float(np.mean([run["seconds"] for run in runs])),
     }
-
-
-def interval(values: np.ndarray) -> list[float] | None:
-    """The middle 95 % of the means of `values` drawn again with replacement; None for a single one."""
-    if len(values) < 2:
-        return None
-    draws = np.random.default_rng(0).choice(values, (DRAWS, len(values)))
-    return [float(end) for end in np.percentile(draws.mean(1), (2.5, 97.5))]
 
 
 def table(rows: list[dict]) -> str:
@@ -165,18 +91,50 @@ def draw(runs: dict[str, list[dict]], path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
+def exported(text: str) -> tuple[str, tuple[str, int]]:
+    """NAME=METHOD,SEED of the command line."""
+    name, equals, rest = text.rpartition("=")
+    method, comma, seed = rest.partition(",")
+    if not (name and equals and comma and method in COLORS and seed.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r}: give NAME=METHOD,SEED with a METHOD of {', '.join(COLORS)}")
+    return name, (method, int(seed))
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         prog="python -m srpo_recipe.inspect.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="where the runs lie, each in a folder of its own")
-    folder = parser.parse_args().folder
-    runs = load(folder)
+    made.add_argument("folder", type=Path, help="where the runs lie, each in a folder of its own, and exports of W&B")
+    made.add_argument(
+        "--hours", type=budgets.hours, metavar="H,H,...", help="wall-clock budgets in hours; the paper's are 1,5,10"
+    )
+    made.add_argument(
+        "--clock",
+        choices=budgets.CLOCKS,
+        default=budgets.CLOCKS[0],
+        help="what a budget counts: step (default), the steps alone; wall, also start-up, validations and checkpoints",
+    )
+    made.add_argument(
+        "--run",
+        type=exported,
+        action="append",
+        default=[],
+        metavar="NAME=METHOD,SEED",
+        help="of an exported run whose name does not say it",
+    )
+    return made
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    folder = arguments.folder
+    runs = load(folder, dict(arguments.run))
     if mute := [run["folder"] for found in runs.values() for run in found if run["metric"] is None]:
         raise SystemExit(
-            f"no held-out accuracy to compare by in {', '.join(mute)}: it was run with trainer.test_freq=-1"
+            f"no held-out accuracy to compare by in {', '.join(mute)}: it was run with trainer.test_freq=-1, or the export lacks "
+            "val-core/SOURCE/acc/mean@K"
         )
     rows = [row(name, found) for name, found in runs.items()]
     write_whole(folder / "comparison.json", json.dumps(rows, indent=1) + "\n")
@@ -185,12 +143,16 @@ def main() -> None:
     for text in repeated(runs):
         print(f"WARNING {text}: not a second sample", flush=True)
     try:
-        shown = contents([folder / run["folder"] for found in runs.values() for run in found], MOST_ROLLOUTS)
+        within = budgets.write(folder, runs, arguments.hours, arguments.clock) if arguments.hours else ""
+        own = [folder / run["folder"] for found in runs.values() for run in found if not run["exported"]]
+        shown = contents(own, MOST_ROLLOUTS)
     except ValueError as error:
         raise SystemExit(f"Error: {error}") from error
     shown.overview["comparison"] = rows
     page = write_page(folder / "comparison.html", shown)
     print(table(rows) + f"\n{folder / 'comparison.md'}\n{folder / 'comparison.png'}\n{page}")
+    if within:
+        print("\n" + within)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ COLORS = {
     "srpo": "tab:green",
     "srpo_no_dw": "tab:olive",
     "advantage_mix": "tab:purple",
+    "sdpo_incorrect_only": "tab:orange",
+    "sdpo_correct_only": "tab:brown",
 }
 
 
