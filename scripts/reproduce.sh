@@ -42,6 +42,9 @@ read -r -a seeds <<< "$seed"
 one_of MODEL "$models" "$model"
 one_of TASK "$tasks" "${chosen_tasks[@]}"
 one_of METHOD "$methods" "${chosen_methods[@]}"
+if [ -n "$array" ] && [[ " $method " = *" base "* ]]; then
+    fail "base needs no array: step 0 of every other run is the model before training"
+fi
 if [ -z "$array" ] && [ $((${#chosen_tasks[@]} * ${#chosen_methods[@]} * ${#seeds[@]})) -ne 1 ]; then
     fail "on this machine one cell at a time; several are an array: --slurm \"OPTIONS\""
 fi
@@ -53,7 +56,6 @@ done
 common=("model=$model" "hardware=${HARDWARE:-gpu8}" "trainer.total_training_steps=${STEPS:-600}" trainer.total_epochs=1000
     trainer.max_actor_ckpt_to_keep=1 srpo.verifier.mode=published)
 if [ -n "$array" ]; then
-    [[ " $method " != *" base "* ]] || fail "base needs no array: step 0 of every other run is the model before training"
     # shellcheck disable=SC2016  # Hydra fills in the task's name, in each element of the array
     exec bash scripts/sweep.sh ${dry_run[@]+"${dry_run[@]}"} --name "paper-$model" --methods "$method" --tasks "$task" \
         --seeds "$seed" --sbatch "$options" -- "${common[@]}" "task.dir=$data/\${task.name}" "$@"

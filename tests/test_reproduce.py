@@ -1,5 +1,6 @@
 """`scripts/reproduce.sh`: every cell of the paper's tables is one command, whose configuration is the paper's."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -48,9 +49,9 @@ def overrides(*arguments: str) -> list[str]:
 
 
 CELLS = [
-    *((model, task, method) for model in MODELS for task in TASKS for method in ("grpo", "sdpo", "srpo")),
-    *(("qwen3_8b", task, method) for task in TASKS for method in ("advantage_mix", "srpo_no_dw")),
-    *(("qwen3_8b", "chemistry", method) for method in ("sdpo_incorrect_only", "sdpo_correct_only")),
+    *(("qwen3_8b", "chemistry", method) for method in METHODS),
+    *(("qwen3_8b", task, "srpo") for task in TASKS if task != "chemistry"),
+    ("qwen3_4b", "chemistry", "srpo"),
 ]
 
 
@@ -143,3 +144,34 @@ def test_a_dry_run_says_what_the_cell_would_do(arguments):
     text = launch("--dry-run", *arguments, **environment())
     assert f"model          {MODELS[arguments[0]]}" in text and "published; at most" in text
     assert "batch          32 prompts x 8 rollouts" in text
+
+
+# --------------------------------------------------------------------------------------------- docs/reproduction.md
+
+PAPER = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docs" / "results").glob("paper_*.json")}
+ARGUMENTS = sorted({row[1].strip("`") for one in PAPER.values() for row in one["rows"] if row[1].startswith("`")})
+
+
+def test_the_page_lists_every_cell():
+    for model in MODELS:
+        rows = {row[1] for row in PAPER[f"paper_{model}"]["rows"]}
+        assert rows == {
+            f"`{model} {task} {method}`" for task in TASKS for method in ("base", "grpo", "sdpo", "srpo")
+        } | {"the five above"}
+    assert len(ARGUMENTS) == 40 + 5 + 3
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_the_arguments_of_a_cell_are_taken(arguments):
+    assert overrides(*shlex.split(arguments.replace("OPTIONS", "--nodes=1")))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_papers_averages_are_those_of_its_cells(model):
+    """A digit that was copied wrongly would show: averages are given to a tenth, of cells rounded to a tenth."""
+    rows = {row[0]: [float(part) for part in row[2].split("/")] for row in PAPER[f"paper_{model}"]["rows"]}
+    names = ("Chemistry", "Physics", "Biology", "Materials", "Tool Use")
+    for method in ("base", "grpo", "sdpo", "srpo"):
+        for place, average in enumerate(rows[f"average, {method}"]):
+            mean = sum(rows[f"{name}, {method}"][place] for name in names) / 5
+            assert abs(mean - average) < 0.1 + 1e-9, (method, place, mean)
