@@ -63,8 +63,8 @@ def _code(text: str) -> str:
 
 # In the order of the figure; then what the passes over the vocabulary share, and small helpers.
 MODULES = (
-    *("route", "demonstrations", "decision", "self_teacher", "grpo", "dw_sdpo", "options", "loss", "ema"),
-    *("student_head", "student_logits", "teacher_logits", "logits", "chat", "seeds"),
+    *("route", "demonstrations", "decision", "self_teacher", "grpo", "dw_sdpo", "targets", "weights", "options"),
+    *("loss", "ema", "student_head", "student_logits", "teacher_logits", "logits", "chat", "seeds"),
 )
 
 API_HEAD = f"""{MADE}

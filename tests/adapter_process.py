@@ -14,6 +14,7 @@ import torch.distributed as dist
 from engine_process import RATE, Run, full
 from engine_rows import CASES
 from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoModelForCausalLM
 
 from srpo_recipe.records import checkpoint
 from srpo_recipe.records.adapters import STUDENT, TEACHER
@@ -42,6 +43,9 @@ class AdapterRun(Run):
                     value = 0.1 * torch.randn(parameter.shape, generator=generator)
                     share = len(value) // self.world
                     parameter.to_local().copy_(value[dist.get_rank() * share :][: len(parameter.to_local())])
+        self.first = AutoModelForCausalLM.from_pretrained(
+            self.folder / self.name, dtype=torch.float32, attn_implementation="sdpa"
+        )
         self.multiply_out()
 
     def multiply_out(self) -> None:
@@ -111,7 +115,7 @@ def main() -> None:
     folder, model = Path(sys.argv[1]), sys.argv[2]
     run = AdapterRun(folder, model)
     trained = {name for name, parameter in run.student.module.named_parameters() if parameter.requires_grad}
-    for case in ("srpo", "sdpo"):
+    for case in ("srpo", "sdpo", "mixed"):
         run.reference(case)
         run.use(case)
         for split in ("one", "four"):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from engine_rows import CASES, ROWS, make_batch, make_rows, plain_objective, routes
+from engine_rows import CASES, ROWS, make_batch, make_rows, plain_objective, taught
 from hydra import compose, initialize_config_module
 from omegaconf import open_dict
 from transformers import AutoModelForCausalLM
@@ -21,6 +21,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.engine.base import EngineRegistry
 
 from srpo_recipe.records import checkpoint
+from srpo_recipe.settings.options import needs_reference
 from srpo_recipe.settings.schema import TeacherConfig
 from srpo_recipe.training.engine import MODEL_TYPE
 from srpo_recipe.training.loss_metrics import DISTILL_TOKENS, LARGEST, OVER_DISTILLED, OVER_POLICY, OVER_ROUTES, TOKENS
@@ -60,9 +61,10 @@ class Run:
 
     overrides: tuple[str, ...] = ()
     model_type = MODEL_TYPE
+    first = None  # the plain model that was there first, where adapters keep it
 
     def __init__(self, folder: Path, model: str, **engine_options):
-        self.folder, self.world = folder, dist.get_world_size()
+        self.folder, self.name, self.world = folder, model, dist.get_world_size()
         with initialize_config_module("srpo_recipe_config", version_base=None):
             config = compose(
                 "srpo",
@@ -116,16 +118,17 @@ class Run:
     def use(self, case: str, **options) -> None:
         """Settings of the case, and the teacher's pass over its routed rows, filled up to as many on every rank."""
         self.student.srpo = self.teacher.srpo = CASES[case]
-        self.teacher.states.clear()
-        if not (routes(case)[1] > 0).any():
+        self.teacher.forget_teacher()
+        if not taught(case).any():
             return
-        routed = [row for row in self.mine if routes(case)[1][row] > 0]
-        most = int((routes(case)[1] > 0).view(self.world, -1).sum(-1).max())
+        routed = [row for row in self.mine if taught(case)[row]]
+        most = int(taught(case).long().view(self.world, -1).sum(-1).max())
         routed += [self.mine[0]] * (most - len(routed))
         options = {"use_dynamic_bsz": True, "max_token_len_per_gpu": 40, **options}
-        batch = make_batch(self.rows, case, routed, "teacher", **options)
-        with self.teacher.eval_mode():
-            assert self.teacher.infer_batch(batch, loss_function=None)["model_output"] == {}
+        for stage in ("teacher", "first") if needs_reference(CASES[case]) else ("teacher",):
+            batch = make_batch(self.rows, case, routed, stage, **options)
+            with self.teacher.eval_mode():
+                assert self.teacher.infer_batch(batch, loss_function=None)["model_output"] == {}
         self.teacher.finish_teacher_pass()
 
     def backward(self, case: str, split: str, name: str = "", **options) -> None:
@@ -161,7 +164,7 @@ class Run:
 
     def reference(self, case: str, name: str = "plain") -> None:
         self.model.zero_grad()
-        plain = plain_objective(self.model, self.plain_teacher, self.rows, case)
+        plain = plain_objective(self.model, self.plain_teacher, self.rows, case, self.first)
         if plain.loss.requires_grad:
             plain.loss.backward()
         self.found["loss"][case, name], self.found["means"][case, name] = float(plain.loss), plain.means
@@ -231,7 +234,7 @@ class Run:
 
 
 def try_everything(run: Run) -> None:
-    for case in CASES:
+    for case in [name for name in CASES if not needs_reference(CASES[name])]:
         run.reference(case)
         run.use(case)
         for split in SPLITS:

@@ -35,22 +35,40 @@ CASES = {
     "masked": SRPOConfig(route="srpo", top_k=TOP_K),  # the one routed row is all masked
     "sequence": SRPOConfig(route="srpo", average="sequence", top_k=TOP_K, logits_rows=7),
     "by_place": SRPOConfig(route="srpo", weight="by_place", weight_options={"power": 2.0}, top_k=TOP_K, logits_rows=9),
+    "gated": SRPOConfig(route="srpo", weight="gated", weight_options={"sharpness": 2.0}, top_k=TOP_K, logits_rows=9),
+    "fading": SRPOConfig(route="srpo", weight="fading", top_k=TOP_K, logits_rows=9),
+    "tempered": SRPOConfig(route="srpo", target="tempered", target_options={"most": 0.8}, top_k=TOP_K, logits_rows=9),
+    "modulated": SRPOConfig(route="srpo", advantage="modulated", top_k=TOP_K, logits_rows=9),
+    "mixed": SRPOConfig(
+        route="sdpo", target="mixed", target_options={"share": 0.3}, top_k=TOP_K, logits_rows=9
+    ),  # LoRA
     "whole": SRPOConfig(route="srpo", top_k=TOP_K, logits_rows=None),  # all logits of a micro-batch at once
     "reverse": SRPOConfig(route="sdpo", beta=0.0, alpha=1.0, top_k=TOP_K),  # KL(student || teacher)
     "update": SRPOConfig(route="srpo", top_k=TOP_K, logits_rows=2),  # the old policy is the update's own forward
 }
 
 
+OWN = ("update", "fading")  # whose old policy is the update's own forward pass
+TAUGHT = torch.tensor([1, 1, 0, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 1, 0, 0]).bool()
+
+
+def taught(case: str) -> Tensor:
+    """bool: the rows that the teacher scores."""
+    return TAUGHT if case == "modulated" else routes(case)[1] > 0
+
+
 def routes(case: str) -> tuple[Tensor, Tensor]:
     """(policy_B, distill_B). Most routed rows lie in the first half, so two ranks have very different shares."""
-    teacher_B = torch.tensor([1, 1, 0, 1, 1, 0, 1, 1, 0, 0, 0, 0, 0, 1, 0, 0]).bool()
+    teacher_B = TAUGHT
+    if case == "modulated":  # the others have a teacher, and are right
+        teacher_B = TAUGHT & (torch.arange(ROWS) % 2 == 0)
     if case == "masked":
         teacher_B = torch.arange(ROWS) == MASKED_ROW
     if case in ("unrouted", "grpo"):
         return torch.ones(ROWS), torch.zeros(ROWS)
     if case == "nothing":
         return torch.zeros(ROWS), torch.zeros(ROWS)
-    if case in ("sdpo", "reverse"):
+    if case in ("sdpo", "reverse", "mixed"):
         return torch.zeros(ROWS), teacher_B.float()
     if case == "advantage_mix":
         return torch.full((ROWS,), 0.9), teacher_B * 0.1
@@ -99,15 +117,15 @@ def for_the_teacher(row: dict[str, Tensor]) -> dict[str, Tensor]:
 def make_batch(rows: list[dict], case: str, numbers: list[int], stage: str, **options) -> TensorDict:
     """verl's no-padding batch of the rows with these numbers, with the trainer's fields. stage: "update" or "teacher"."""
     policy_B, distill_B = (weights[numbers] for weights in routes(case))
-    chosen = [for_the_teacher(rows[n]) if stage == "teacher" else rows[n] for n in numbers]
+    chosen = [for_the_teacher(rows[n]) if stage != "update" else rows[n] for n in numbers]
     keys = ["prompts", "responses", "input_ids", "position_ids", "response_mask"]
     if stage == "update":
         keys += ["advantages"]
-        keys += ["rollout_log_probs"] if case == "update" else ["old_log_probs", "rollout_is_weights"]
+        keys += ["rollout_log_probs"] if case in OWN else ["old_log_probs", "rollout_is_weights"]
     columns = {key: fields.jagged([row[key] for row in chosen]) for key in keys}
     columns["loss_mask"] = columns["response_mask"]
     columns |= {fields.POLICY: policy_B, fields.DISTILL: distill_B}
-    columns[fields.TEACHER_ROW] = torch.where(distill_B > 0, 7 * torch.tensor(numbers) + 100, -1)
+    columns[fields.TEACHER_ROW] = torch.where(taught(case)[numbers], 7 * torch.tensor(numbers) + 100, -1)
     columns[fields.SEEN] = torch.tensor([number if number in SEEN_ROWS else -1 for number in numbers])
     data = TensorDict(columns, batch_size=len(numbers))
     tu.assign_non_tensor(
@@ -129,17 +147,18 @@ class Plain:
     tokens: dict[int, dict[str, Tensor]]
 
 
-def plain_objective(model, teacher, rows: list[dict], case: str) -> Plain:
-    """The objective of section 3.3 on plain models, row by row."""
+def plain_objective(model, teacher, rows: list[dict], case: str, first=None) -> Plain:
+    """The objective of section 3.3 on plain models, row by row. first: the first model, for a target that asks it."""
     settings, (policy_B, distill_B) = CASES[case], routes(case)
     parts, routed = [], []
-    for row, policy, distill in zip(rows, policy_B.tolist(), distill_B.tolist(), strict=True):
-        part = _row(model, teacher, row, settings, case)
+    columns = policy_B.tolist(), distill_B.tolist(), taught(case).tolist()
+    for row, policy, distill, has_teacher in zip(rows, *columns, strict=True):
+        part = _row(model, teacher, row | {"taught": has_teacher}, settings, case, first)
         part["policy"], part["distill"] = policy * part["mask"], distill * part["mask"]
         parts.append(part)
         routed += [part["confidence"][part["distill"] > 0]]
     either = torch.cat([(part["policy"] + part["distill"]) > 0 for part in parts])
-    mean = torch.cat(routed).mean() if torch.cat(routed).numel() else torch.tensor(1.0)
+    mean = torch.cat(routed).mean() if torch.cat(routed).numel() and case != "fading" else torch.tensor(1.0)
     for part in parts:
         part["either"] = part["policy"] + part["distill"]
     on_route = [part for part in parts if ((part["policy"] + part["distill"]) > 0).any()]
@@ -200,36 +219,74 @@ def _seen(part: dict[str, Tensor], row: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: values.detach() for name, values in found.items()}
 
 
-def _row(model, teacher, row: dict[str, Tensor], settings: SRPOConfig, case: str) -> dict[str, Tensor]:
+def tempered(student_RB: Tensor, teacher_RB: Tensor, _) -> Tensor:
+    """T^(1 - a) S^a over its sum, a = 1.6 (sigmoid(5 JSD) - 1/2), in probabilities."""
+    student_RB, teacher_RB = student_RB.double().exp(), teacher_RB.double().exp()
+    middle_RB = (student_RB + teacher_RB) / 2
+    distances = [(one * (one / middle_RB).log()).sum(-1, keepdim=True) / 2 for one in (student_RB, teacher_RB)]
+    share_R1 = 1.6 * (1 / (1 + torch.exp(-5 * sum(distances))) - 0.5)
+    target_RB = teacher_RB ** (1 - share_R1) * student_RB**share_R1
+    return (target_RB / target_RB.sum(-1, keepdim=True)).log().float()
+
+
+def _row(model, teacher, row: dict[str, Tensor], settings: SRPOConfig, case: str, first) -> dict[str, Tensor]:
     """Everything of one row, [R] each."""
     length = len(row["responses"])
     log_probs_RV = (model(row["input_ids"].unsqueeze(0)).logits[0, -length - 1 : -1] / TEMPERATURE).log_softmax(-1)
     with torch.no_grad():
         enriched = for_the_teacher(row)["input_ids"]
         teacher_RV = (teacher(enriched.unsqueeze(0)).logits[0, -length - 1 : -1] / TEMPERATURE).log_softmax(-1)
+        first_RV = first(enriched.unsqueeze(0)).logits[0, -length - 1 : -1] / TEMPERATURE if first else teacher_RV
+        first_RV = first_RV.log_softmax(-1)
     ids_RK = log_probs_RV.topk(settings.top_k, dim=-1).indices
     others_RV = torch.ones_like(log_probs_RV, dtype=torch.bool).scatter(-1, ids_RK, False)
 
     def tail(values_RV: Tensor) -> Tensor:
         return values_RV.masked_fill(~others_RV, -torch.inf).logsumexp(-1)
 
+    def mixed(student_RB: Tensor, teacher_RB: Tensor, _) -> Tensor:
+        """T^0.7 Ref^0.3 over its sum, in probabilities."""
+        first_RB = torch.cat([first_RV.gather(-1, ids_RK), tail(first_RV).unsqueeze(-1)], dim=-1)
+        target_RB = teacher_RB.double().exp() ** 0.7 * first_RB.double().exp() ** 0.3
+        return (target_RB / target_RB.sum(-1, keepdim=True)).log().float()
+
     student_RB = torch.cat([log_probs_RV.gather(-1, ids_RK), tail(log_probs_RV).unsqueeze(-1)], dim=-1)
     log_prob_R = log_probs_RV.gather(-1, row["responses"].unsqueeze(-1)).squeeze(-1)
-    own = case == "update"
+    own = case in OWN
     old_R = log_prob_R.detach() if own else row["old_log_probs"]
     importance = (old_R - row["rollout_log_probs"]).exp().clamp(max=CAP) if own else row["rollout_is_weights"]
-    l_grpo, clipped, dual = clipped_policy_loss(log_prob_R, old_R, row["advantages"], *CLIP)
+    gap_R = teacher_RV.gather(-1, row["responses"].unsqueeze(-1)).squeeze(-1)
+    gap_R = gap_R - row["rollout_log_probs" if own else "old_log_probs"]
+    advantages_R = row["advantages"]
+    if case == "modulated" and row["taught"]:
+        factors = [
+            min(max(float((a.sign() * gap).exp()), 0.8), 1.2) for a, gap in zip(advantages_R, gap_R, strict=True)
+        ]
+        advantages_R = advantages_R * torch.tensor(factors)
+    l_grpo, clipped, dual = clipped_policy_loss(log_prob_R, old_R, advantages_R, *CLIP)
     entropy_R = torch.special.entr(teacher_RV.double().exp()).sum(-1).float()
-    later_R = ((torch.arange(length) + 1) / length) ** 2 if case == "by_place" else 1.0
+    weight_R = torch.exp(-settings.beta * entropy_R)
+    if case == "by_place":
+        weight_R = weight_R * ((torch.arange(length) + 1) / length) ** 2
+    if case == "gated":
+        weight_R = 1 / (1 + torch.exp(-2 * gap_R))
+    if case == "fading":
+        weight_R = weight_R * (1 - torch.exp(-gap_R.abs()))
     return {
         "student_RV": log_probs_RV,
         "teacher_RV": teacher_RV,
         "mask": row["response_mask"].float(),
         "l_grpo": l_grpo,
-        "l_sdpo": divergence(student_RB, teacher_RV.gather(-1, ids_RK), settings.alpha, tail(teacher_RV)),
+        "l_sdpo": divergence(
+            student_RB,
+            teacher_RV.gather(-1, ids_RK),
+            settings.alpha,
+            tail(teacher_RV),
+            {"tempered": tempered, "mixed": mixed}.get(case),
+        ),
         "importance": importance,
         "entropy": entropy_R,
-        "confidence": torch.exp(-settings.beta * entropy_R) * later_R,
+        "confidence": weight_R,
         "clipped": clipped,
         "dual": dual,
         "kl": (old_R - log_prob_R).detach(),

@@ -41,6 +41,7 @@ def config(run_dir=None, **rollout):
         "multi_turn": {**turns, "tool_response_truncate_side": "left", "format": "hermes"},
     }
     srpo = {"seed": 42, "system_prompt": None, "stall_seconds": 90, "verifier": {"name": None}}
+    srpo["teacher"] = {"demonstration": "random"}
     made = {
         "srpo": srpo,
         "data": {},

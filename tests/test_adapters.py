@@ -26,7 +26,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("case", ["srpo", "sdpo"])
+@pytest.mark.parametrize("case", ["srpo", "sdpo", "mixed"])
 def test_the_loss_is_that_of_the_models_that_the_adapters_multiply_out_to(runs, world, case):
     found = runs[world]
     for split in ("one", "four"):

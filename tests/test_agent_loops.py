@@ -102,6 +102,18 @@ def test_the_row_tells_what_the_student_was_shown(queue, engine, tools, tokenize
             assert [tool["function"]["name"] for tool in chat["tools"]] == ["add", "subtract"]
 
 
+@pytest.mark.parametrize("shown, told", [("reference", "so 5"), ("random", None)])
+def test_the_row_carries_the_datas_solution_where_the_teacher_is_shown_it(queue, engine, shown, told):
+    async def run():
+        worker = make_worker(engine)
+        worker.config.srpo.teacher.demonstration = shown
+        prompt = {**PROMPT, "extra_info": {**PROMPT["extra_info"], "reference": "so 5"}}
+        await worker._run_prompt({**prompt, "agent_name": "seeded_single_turn"}, {}, TRAJECTORY)
+
+    asyncio.run(run())
+    assert [queue.fields(session)["extra_fields"].get("reference") for session in range(4)] == [told] * 4
+
+
 def test_a_tool_loop_without_tools_gives_the_template_an_empty_list(queue, engine, tokenizer):
     """verl does; the template writes another prompt than for None."""
     run_prompt(engine, agent="tool_agent")

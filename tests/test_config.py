@@ -236,7 +236,11 @@ def test_the_teachers_template_is_the_papers():
 NAN, INF = float("nan"), float("inf")
 # key -> [(nonsense, what the message must say besides the key)]
 NONSENSE = {
-    "route": [("srop", "choose one of grpo, sdpo, srpo"), ("", "choose one of")],
+    "route": [
+        ("srop", "choose one of grpo, sdpo, srpo"),
+        ("", "choose one of"),
+        ("no.such:function", "cannot be imported"),
+    ],
     "correct_threshold": [(NAN, "finite")],
     "mix": [(-0.1, "[0, 1]"), (1.1, "[0, 1]"), (NAN, "[0, 1]")],
     "beta": [(-1.0, "must not be negative"), (NAN, ""), (INF, "")],
@@ -246,8 +250,10 @@ NONSENSE = {
     "old_policy": [("rollout", "choose one of auto, update, pass"), (True, "auto, update, pass")],
     "seed": [(-1, "negative")],
     "chunk_megabytes": [(0, "must be positive")],
+    "target": [("student", "choose one of teacher, tempered, mixed")],
+    "advantage": [("std", "choose one of group_mean, modulated")],
     "weight": [
-        ("confident", "choose one of confidence, floored, by_place"),
+        ("confident", "choose one of confidence, floored, by_place, gated, fading"),
         ("no.such:function", "cannot be imported"),
     ],
     "row_weight": [("rate", "choose one of alike, pass_rate")],
@@ -258,7 +264,7 @@ NONSENSE = {
     "collapse_ratio": [(1.0, "[0, 1)"), (-0.1, "[0, 1)")],
     "teacher.ema_rate": [(-0.05, "[0, 1]"), (1.05, "[0, 1]"), (NAN, "[0, 1]")],
     "teacher.kind": [("live", "choose one of ema, frozen, current")],
-    "teacher.demonstration": [("best", "choose one of random, first, shortest, longest")],
+    "teacher.demonstration": [("best", "choose one of random, first, shortest, longest, other, reference")],
     "teacher.template": [("{prompt}", "lacks {demonstration}"), ("no fields", "lacks {prompt} and {demonstration}")],
     "teacher.max_prompt_tokens": [(0, "must be positive")],
     "teacher.overflow": [("cut", "choose one of shorten, reroute")],
@@ -266,7 +272,7 @@ NONSENSE = {
     "teacher.feedback_template": [("{feedback}", "lacks {prompt}"), ("{prompt}", "lacks {feedback}")],
 }
 ANYTHING_GOES = {"system_prompt"}  # any text, or none
-ELSEWHERE = {"weight_options", "row_weight_options"}  # test_options.py
+ELSEWHERE = {"weight_options", "row_weight_options", "target_options", "advantage_options"}  # test_options.py
 
 
 def knobs() -> dict[str, str]:
@@ -513,7 +519,7 @@ def settings_read() -> set[str]:
     """
     found = set()
     for path in PACKAGE.rglob("*.py"):
-        if path.parent.name == "settings":
+        if path.parent.name == "settings" and path.name != "options.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
@@ -524,9 +530,8 @@ def settings_read() -> set[str]:
                         found |= {"teacher.kind", "teacher.ema_rate"}
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "old_policy":
                 found.add("old_policy")
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("token_weight", "row_weight"):
-                weight = {"token_weight": "weight", "row_weight": "row_weight"}[node.func.id]
-                found |= {weight, f"{weight}_options"}
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "at" and len(node.args) == 2:
+                found |= {node.args[1].value, f"{node.args[1].value}_options"}
     return found
 
 

@@ -293,8 +293,23 @@ def test_a_csv_with_a_mapping_and_a_template(tmp_path, quiz):
         ],
         "ability": "reasoning",
         "reward_model": {"style": "rule", "ground_truth": "B"},
-        "extra_info": {"split": "train", "index": 1, "id": "q1"},
+        "extra_info": {"split": "train", "index": 1, "id": "q1", "reference": None},
     }
+
+
+def test_a_worked_solution_comes_with_its_row_and_is_not_shown_to_the_student(tmp_path):
+    """`Verl` keeps it where a set that was prepared is prepared again."""
+    rows = [{"prompt": f"{n}+1=?", "answer": str(n + 1), "steps": None if n == 2 else f"so {n + 1}"} for n in range(4)]
+    write_lines(tmp_path / "train.jsonl", rows)
+    given = ("mine", "--verifier", "math", "--map", "reference=steps")
+    assert run(*given, "--source", tmp_path / "train.jsonl", "--out", tmp_path / "out") == 0
+    solutions = ["so 1", "so 2", None, "so 4"]
+    assert [row["extra_info"]["reference"] for row in written(tmp_path / "out")] == solutions
+    again = ("mine", "--verifier", "math", "--format", "verl", "--source", tmp_path / "out" / "train.parquet")
+    assert run(*again, "--out", tmp_path / "again") == 0
+    assert [row["extra_info"]["reference"] for row in written(tmp_path / "again")] == solutions
+    shown = (*given, "--template", "{prompt} {steps}", "--source", tmp_path / "train.jsonl", "--out", tmp_path / "not")
+    assert run(*shown) == 1 and not (tmp_path / "not").exists()
 
 
 def test_a_bad_record_of_a_csv_is_named_by_its_first_line_and_its_own_column(tmp_path, quiz, capsys):

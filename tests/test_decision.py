@@ -174,3 +174,40 @@ def test_a_rollout_of_several_rows_is_routed_by_its_reward_and_shown_by_its_last
     moved = found.reordered(order)
     assert moved.rollouts.output_B.tolist() == [0, 2, 0, 0, 1, 1] and moved.siblings == {0: 1, 3: 1, 5: 1}
     assert moved.rollouts.last_B.tolist() == [True, True, False, False, False, True]
+
+
+def test_the_datas_solution_is_shown_where_it_is_asked_for(tokenizer):
+    """It makes a teacher of its own, also where no rollout of the question is right; its thinking is left out."""
+    solutions = ["<think>hm</think>so 9=9" if row // 3 == 1 else None for row in range(12)]
+    routing = replace(ROUTING, demonstration="reference")
+    found = decide(rollouts(tokenizer, reference=solutions), routing, builder(tokenizer), step=1)
+    assert list(found.prompts) == [3, 4, 5] and not found.siblings and found.demonstration_lengths == []
+    assert all("so 9=9" in text and "hm" not in text for text in texts(tokenizer, found).values())
+    nothing = decide(rollouts(tokenizer), routing, builder(tokenizer), step=1)
+    assert not nothing.prompts and not nothing.teacher_B.any()
+
+
+def test_group_routing_sends_the_groups_without_a_success_to_the_teacher(tokenizer):
+    routing = replace(ROUTING, rule="group", demonstration="reference")
+    found = decide(rollouts(tokenizer, reference=["so 9=9"] * 12), routing, builder(tokenizer), step=1)
+    assert list(found.prompts) == [3, 4, 5] and found.route.policy_B.tolist() == [1.0] * 3 + [0.0] * 3 + [1.0] * 6
+
+
+def test_the_control_shows_an_answer_to_another_question(tokenizer):
+    plain = decide(rollouts(tokenizer), ROUTING, builder(tokenizer), step=1)
+    found = decide(rollouts(tokenizer), replace(ROUTING, demonstration="other"), builder(tokenizer), step=1)
+    assert list(found.prompts) == list(plain.prompts) and torch.equal(found.route.distill_B, plain.route.distill_B)
+    for row, shown in found.siblings.items():
+        assert found.correct_B[shown] and shown // 3 != row // 3
+    # the labels of the groups are drawn anew in every run, and nothing follows from them
+    relabelled = rollouts(tokenizer, group_B=torch.tensor([8, 8, 8, 2, 2, 2, 5, 5, 5, 0, 0, 0]))
+    again = decide(relabelled, replace(ROUTING, demonstration="other"), builder(tokenizer), step=1)
+    assert again.siblings == found.siblings and again.prompts == found.prompts
+
+
+def test_an_advantage_that_asks_the_teacher_has_it_score_every_row_that_has_one(tokenizer):
+    found = decide(rollouts(tokenizer), replace(ROUTING, ask_all=True), builder(tokenizer), step=1)
+    plain = decide(rollouts(tokenizer), ROUTING, builder(tokenizer), step=1)
+    assert list(found.prompts) == [1, 2, 6, 8, 9, 10, 11]
+    assert torch.equal(found.route.distill_B, plain.route.distill_B)
+    assert torch.equal(found.route.policy_B, plain.route.policy_B)

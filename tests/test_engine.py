@@ -33,6 +33,10 @@ CASES = (
     "update",
     "whole",
     "by_place",
+    "gated",
+    "fading",
+    "tempered",
+    "modulated",
 )
 PARTS = [(world, split) for world in WORLDS for split in ("one", "four", "row")]
 TIMEOUT = 400  # seconds; about 60 on two idle cores, most of it imports
@@ -201,7 +205,8 @@ def test_the_update_makes_logits_of_response_tokens_alone(runs, world):
 
 def test_the_knobs_change_the_loss(runs):
     cases = ("srpo", "sdpo", "grpo", "advantage_mix", "sequence", "reverse", "update")
-    assert len({round(runs[1]["loss"][case, "one"], 4) for case in cases}) == 7
+    cases += ("by_place", "gated", "fading", "tempered", "modulated")
+    assert len({round(runs[1]["loss"][case, "one"], 4) for case in cases}) == len(cases)
 
 
 @pytest.mark.parametrize("case", CASES)

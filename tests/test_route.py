@@ -1,12 +1,13 @@
 """The routing table, case by case, and the choice of the demonstration."""
 
 import random
+from collections import Counter
 
 import pytest
 import torch
 
-from srpo_recipe.method.demonstrations import choose_demonstrations, has_correct_sibling
-from srpo_recipe.method.route import ROUTE_RULES, route_samples
+from srpo_recipe.method.demonstrations import choose_demonstrations, has_correct_sibling, has_success
+from srpo_recipe.method.route import ROUTE_RULES, route_samples, wants_teacher
 
 torch.set_num_threads(1)
 
@@ -50,6 +51,7 @@ TABLE = {  # rule: {(correct, teacher available): (policy weight, distillation w
         (WRONG, ALONE): (0, 0),
     },
 }
+TABLE["group"] = TABLE["srpo"]  # for a prompt of one rollout; of more, see below
 CASES = [(rule, *case, *weights) for rule, table in TABLE.items() for case, weights in table.items()]
 
 
@@ -86,6 +88,17 @@ def test_only_advantage_mix_looks_at_the_mix(mix):
     for rule in set(ROUTE_RULES) - {"advantage_mix"}:
         plain, mixed = route_samples(rule, correct_B, teacher_B), route_samples(rule, correct_B, teacher_B, mix)
         assert torch.equal(plain.policy_B, mixed.policy_B) and torch.equal(plain.distill_B, mixed.distill_B)
+
+
+def test_group_routing_asks_the_teacher_where_all_rollouts_failed():
+    """Any success: the whole group takes GRPO, its failed rollouts too."""
+    correct_B, group_B = torch.tensor([1, 0, 0, 0, 0, 0]).bool(), torch.tensor([7, 7, 7, 3, 3, 5])
+    teacher_B = torch.tensor([1, 1, 0, 1, 0, 1]).bool()
+    success_B = has_success(correct_B, group_B)
+    assert success_B.tolist() == [True] * 3 + [False] * 3
+    route = route_samples("group", correct_B, teacher_B, success_B=success_B)
+    assert route.distill_B.tolist() == [0, 0, 0, 1, 0, 1] and route.policy_B.tolist() == [1, 1, 1, 0, 1, 0]
+    assert wants_teacher("group", correct_B, success_B=success_B).tolist() == [False] * 3 + [True] * 3
 
 
 def test_an_unknown_rule_is_refused_with_the_known_ones():
@@ -284,3 +297,18 @@ def test_an_unknown_choice_is_refused_with_the_known_ones():
     one_B = torch.ones(1, dtype=torch.long)
     with pytest.raises(ValueError, match="shortest"):
         choose_demonstrations("middle", one_B.bool(), one_B, one_B, one_B, one_B)
+
+
+def test_another_prompts_answer_is_shown_to_those_with_a_correct_sibling():
+    """The control: the same rows have a teacher, which is shown something else; each candidate is as likely."""
+    correct_B = torch.tensor([1, 0, 1, 0, 1, 0, 0, 1]).bool()
+    group_B, order_B = torch.tensor([0, 0, 1, 1, 2, 2, 3, 4]), torch.tensor([0, 1, 0, 1, 0, 1, 0, 0])
+    ones_B = torch.ones(8, dtype=torch.long)
+    counts = Counter()
+    for seed in range(400):
+        shown = choose_demonstrations("other", correct_B, group_B, ones_B, order_B, ones_B * seed).tolist()
+        assert [row for row in range(8) if shown[row] >= 0] == [1, 3, 5]  # a failed sibling of a correct one
+        counts[shown[3]] += 1
+    assert set(counts) == {0, 4, 7} and min(counts.values()) > 90
+    alone = choose_demonstrations("other", correct_B[:2], group_B[:2], ones_B[:2], order_B[:2], ones_B[:2])
+    assert alone.tolist() == [-1, -1]

@@ -300,3 +300,24 @@ def test_a_null_in_a_later_row_is_found_among_many(tmp_path):
     rows = [good(n) for n in range(3000)]
     rows[2500]["reward_model"]["ground_truth"] = None
     refused(composed(tmp_path, rows), "rows.jsonl row 2500: reward_model.ground_truth is missing")
+
+
+SHOWN = "srpo.teacher.demonstration=reference"
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({}, "no row of data.train_files has a text in extra_info.reference: prepare the data with --map reference=COLUMN"),
+        ({"extra_info": {"index": 1000, "reference": ["so 1"]}}, "extra_info.reference must be a text or null, not ['so 1']"),
+    ],
+    ids=["none", "a list"],
+)  # fmt: skip
+def test_solutions_that_are_to_be_shown_have_to_be_there(tmp_path, change, says):
+    refused(composed(tmp_path, rows_with(change), SHOWN), says)
+
+
+def test_rows_without_a_solution_are_let_through_beside_others(tmp_path):
+    config = composed(tmp_path, rows_with({"extra_info": {"index": 1000, "reference": "so 16"}}), SHOWN)
+    assert doctors(Case([], config))[0] == PASS
+    prepare(config)

@@ -42,11 +42,14 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Example:
-    """A row on its way into the data: a chat that ends in a user turn, the gold answer, what its source calls the row."""
+    """A row on its way into the data: a chat that ends in a user turn, the gold answer, what its source calls the row, and a
+    worked solution, None for none.
+    """
 
     messages: list[dict[str, str]]
     ground_truth: str
     id: str
+    reference: str | None = None
 
 
 class Converter(Protocol):
@@ -156,7 +159,7 @@ class MathProblems:
 
 @dataclass(frozen=True)
 class Columns:
-    """Rows of a user's own. mapping: prompt, answer and (if at all) id, system -> their column.
+    """Rows of a user's own. mapping: prompt, answer and (if at all) id, system, reference -> their column.
 
     system: the system turn of all rows. template: the user turn, with columns of the row, or `prompt`, in braces; by
     default the prompt as it stands. Raises Refused for a template that shows the answer.
@@ -167,7 +170,7 @@ class Columns:
     template: str = "{prompt}"
 
     def __post_init__(self) -> None:
-        if {"answer", self.mapping["answer"]} & set(self._fields):
+        if {"answer", self.mapping["answer"], "reference", self.mapping.get("reference")} & set(self._fields):
             raise Refused(f"the template {self.template!r} would show the answer to the model")
 
     @property
@@ -190,14 +193,22 @@ class Columns:
         system = take(row, self.mapping["system"], (str, type(None))) if "system" in self.mapping else self.system
         name = take(row, self.mapping["id"], (str, int)) if "id" in self.mapping else position
         answer = take(row, self.mapping["answer"], (str, int))
-        return Example(chat(fill(self.template, **values), system), str(answer), str(name))
+        reference = take(row, self.mapping["reference"], (str, type(None))) if "reference" in self.mapping else None
+        return Example(chat(fill(self.template, **values), system), str(answer), str(name), reference or None)
 
 
 @dataclass(frozen=True)
 class Verl:
     """Rows that have verl's schema already; data_source and ability become those of the task."""
 
-    used = ("prompt", "reward_model.style", "reward_model.ground_truth", "extra_info.index", "extra_info.split")
+    used = (
+        "prompt",
+        "reward_model.style",
+        "reward_model.ground_truth",
+        "extra_info.index",
+        "extra_info.split",
+        "extra_info.reference",
+    )
     names = {"prompt": "prompt", "answer": "reward_model.ground_truth", "id": "extra_info.index"}
 
     def __call__(self, row: Row, position: int) -> Example:
@@ -214,7 +225,8 @@ class Verl:
         truth = take(take(row, "reward_model", dict), "ground_truth", (str, int), within="reward_model")
         extra = take(row, "extra_info", (dict, type(None))) or {} if "extra_info" in row else {}
         name = take(extra, "index", (str, int), within="extra_info") if "index" in extra else position
-        return Example(messages, str(truth), str(name))
+        reference = take(extra, "reference", (str, type(None)), within="extra_info") if "reference" in extra else None
+        return Example(messages, str(truth), str(name), reference or None)
 
 
 _TURN = ("role", "content")

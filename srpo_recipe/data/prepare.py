@@ -94,7 +94,7 @@ def schema():
             "prompt": pa.list_(pa.struct({"role": text, "content": text})),
             "ability": text,
             "reward_model": pa.struct({"style": text, "ground_truth": text}),
-            "extra_info": pa.struct({"split": text, "index": pa.int64(), "id": text}),
+            "extra_info": pa.struct({"split": text, "index": pa.int64(), "id": text, "reference": text}),
         }
     )
 
@@ -134,7 +134,7 @@ class _Run:
             "prompt": example.messages,
             "ability": self.request.ability,
             "reward_model": {"style": "rule", "ground_truth": example.ground_truth},
-            "extra_info": {"split": split, "index": index, "id": example.id},
+            "extra_info": {"split": split, "index": index, "id": example.id, "reference": example.reference},
         }
 
 

@@ -12,7 +12,7 @@ from srpo_recipe.data.tasks import TASKS, Task
 from srpo_recipe.verify import BENCHMARKS
 
 FORMATS = ("published", "hub", "verl", "columns")
-MAPPED = ("prompt", "answer", "id", "system")
+MAPPED = ("prompt", "answer", "id", "system", "reference")
 
 
 def request_of(args: argparse.Namespace) -> Request:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from srpo_recipe.data.lengths import Sampled
 from srpo_recipe.data.rendered import check_rendered
 from srpo_recipe.method.chat import CHAT, is_chat
+from srpo_recipe.method.demonstrations import REFERENCE
 from srpo_recipe.records.training_rows import SUFFIXES, require_index
 from srpo_recipe.settings.wire import limited, wire, wired
 from srpo_recipe.verify import VERIFIERS, resolve
@@ -72,6 +73,7 @@ def look(config: DictConfig) -> Usable:
     found: dict[str, int] = dict.fromkeys(FILES, 0)
     examples: dict[str, Example] = {}
     counted: dict[str, list] = {key: [] for key in FILES}
+    solved = not shows_reference(config)
     for key in FILES:
         for file in files(data, key):
             if "://" in file:
@@ -93,9 +95,20 @@ def look(config: DictConfig) -> Usable:
                 except ValueError as error:
                     raise ValueError(f"{file} row {number}: {error}") from None
                 examples.setdefault(source, example)
+                solved |= key == "train_files" and bool(example.extra.get(REFERENCE))
                 if number % every == 0:
                     counted[key].append((f"{file} row {number}", example.chat))
+    if found["train_files"] and not solved:
+        raise ValueError(
+            f"srpo.teacher.demonstration={REFERENCE} shows the data's own solutions, and no row of data.train_files has a text "
+            f"in extra_info.{REFERENCE}: prepare the data with --map reference=COLUMN, or show a sibling"
+        )
     return Usable(found, examples, counted)
+
+
+def shows_reference(config: DictConfig) -> bool:
+    """Whether the teacher of a run is shown the data's own solutions."""
+    return config.srpo.teacher.demonstration == REFERENCE
 
 
 def load(file: str) -> Any:
@@ -148,6 +161,9 @@ def checked(row: Any, config: DictConfig) -> tuple[str, Example]:
     extra = row.get("extra_info")
     if extra is not None and not isinstance(extra, dict):
         raise ValueError(f"extra_info must be an object, not {_shown(extra)}")
+    reference = (extra or {}).get(REFERENCE)
+    if shows_reference(config) and not isinstance(reference, str | None):
+        raise ValueError(f"extra_info.{REFERENCE} must be a text or null, not {_shown(reference)}")
     _check_truth(truth, config)
     return source, Example(chat, truth, extra or {})
 

@@ -6,16 +6,17 @@ budget is simply no teacher, and the routing table is asked once, with the teach
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from srpo_recipe.method.demonstrations import choose_demonstrations, has_correct_sibling
-from srpo_recipe.method.options import alike, normalised
-from srpo_recipe.method.route import Route, route_samples, wants_teacher
+from srpo_recipe.method.demonstrations import REFERENCE, Choice, choose_demonstrations, has_success
+from srpo_recipe.method.route import Route, RouteRule, route_samples, wants_teacher
 from srpo_recipe.method.seeds import checksum
-from srpo_recipe.method.self_teacher import StudentChat, TeacherPrompt, TeacherPromptBuilder
+from srpo_recipe.method.self_teacher import StudentChat, TeacherPrompt, TeacherPromptBuilder, strip_thinking
+from srpo_recipe.method.weights import alike, normalised
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Rollouts:
     index_B: number of the prompt in the data; session_B: number of the rollout in its group; group_B: int64, a label that
     the rollouts of one prompt share; reward_B: float32, from the verifier; real_B: bool, False for rows that only fill up
     the batch; responses: token ids; chats: what the students' prompts were rendered from; feedback: the verifier's text, or
-    None; output_B: number of the row in its rollout, where an agent loop made several of one, None for one row each. Rows of one
-    rollout share index, session, group and reward.
+    None; output_B: number of the row in its rollout, where an agent loop made several of one, None for one row each; reference:
+    the data's own solution of the prompt, None for none. Rows of one rollout share index, session, group and reward.
     """
 
     index_B: Tensor
@@ -38,6 +39,7 @@ class Rollouts:
     chats: Sequence[StudentChat]
     feedback: Sequence[str | None]
     output_B: Tensor | None = None
+    reference: Sequence[str | None] | None = None
 
     @property
     def last_B(self) -> Tensor:
@@ -63,22 +65,25 @@ class Rollouts:
 class Routing:
     """What a decision depends on besides the rollouts.
 
-    rule: one of route.ROUTE_RULES. correct_threshold: a rollout is correct from this reward on. mix: lambda of Advantage
-    Mix. demonstration: one of demonstrations.DEMONSTRATION_CHOICES. seed: of the choice among siblings. feedback: "off",
-    "append" (after the demonstration) or "replace" (instead of it). overflow: "shorten" the demonstration, or "reroute",
-    which takes a prompt that had to be shortened for one that does not fit. context: the model's positions, which the
-    teacher's prompt and the response share; None for no limit. row_weight: of options.py, a factor of each row's route weights.
+    rule: one of route.ROUTE_RULES, or a function like them. correct_threshold: a rollout is correct from this reward on. mix:
+    lambda of Advantage Mix. demonstration: one of demonstrations.DEMONSTRATION_CHOICES, a function like them, or REFERENCE.
+    seed: of the choice among siblings. feedback: "off", "append" (after the demonstration) or "replace" (instead of it).
+    overflow: "shorten" the demonstration, or "reroute", which takes a prompt that had to be shortened for one that does not fit.
+    context: the model's positions, which the teacher's prompt and the response share; None for no limit. row_weight: of
+    weights.py, a factor of each row's route weights. ask_all: the teacher scores every row that has one, also where the rule
+    gives it no distillation part: for an advantage that asks what the teacher thinks.
     """
 
-    rule: str
+    rule: str | RouteRule
     correct_threshold: float
     mix: float
-    demonstration: str
+    demonstration: str | Choice
     feedback: str
     overflow: str
     seed: int
     context: int | None
     row_weight: Callable[[Tensor, Tensor, Tensor], Tensor] = alike
+    ask_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,8 @@ class Decision:
     """What each of B rollouts learns from.
 
     correct_B, teacher_B: bool, c_i and m_i, a teacher whose prompt does not fit left out; route: weights of the two parts
-    of the loss; prompts: row -> the teacher's prompt, for the rows with a distillation part; siblings: row -> the row of the
-    sibling shown there, for those of them that are shown one; rerouted: rows that lost their teacher since its prompt does
-    not fit.
+    of the loss; prompts: row -> the teacher's prompt, for the rows that it scores; siblings: row -> the row of the rollout
+    shown there, for those of them that are shown one; rerouted: rows that lost their teacher since its prompt does not fit.
     """
 
     rollouts: Rollouts
@@ -142,24 +146,42 @@ def decide(rollouts: Rollouts, routing: Routing, builder: TeacherPromptBuilder, 
         )
     correct_B = (rollouts.reward_B >= routing.correct_threshold) & rollouts.real_B
     sibling_B = _siblings(rollouts, routing, correct_B, step)
+    shown = _shown(rollouts, routing, sibling_B, builder)
     feedback = rollouts.feedback if routing.feedback != "off" else [None] * len(sibling_B)
-    shown_B = has_correct_sibling(correct_B, rollouts.group_B, rollouts.session_B) & (routing.feedback != "replace")
-    teacher_B = (shown_B | torch.tensor([text is not None for text in feedback], dtype=torch.bool)) & rollouts.real_B
-    asked_B = teacher_B & wants_teacher(routing.rule, correct_B, routing.mix)
+    teachable = [text is not None or said is not None for text, said in zip(shown, feedback, strict=True)]
+    teacher_B = torch.tensor(teachable, dtype=torch.bool) & rollouts.real_B
+    success_B = has_success(correct_B, rollouts.group_B)
+    wanted_B = wants_teacher(routing.rule, correct_B, routing.mix, success_B)
+    asked_B = teacher_B & (wanted_B | routing.ask_all)
 
     prompts, siblings = {}, {}
     for row in torch.nonzero(asked_B).flatten().tolist():
-        sibling = rollouts.responses[int(sibling_B[row])] if shown_B[row] else None
-        prompt = _prompt(rollouts, row, sibling, feedback[row], routing, builder)
+        prompt = _prompt(rollouts, row, shown[row], feedback[row], routing, builder)
         if prompt is None:
             teacher_B[row] = False
             continue
         prompts[row] = prompt
-        if shown_B[row]:
+        if shown[row] is not None and sibling_B[row] >= 0:
             siblings[row] = int(sibling_B[row])
-    route = _weighted(route_samples(routing.rule, correct_B, teacher_B, routing.mix), routing, correct_B, rollouts)
+    route = route_samples(routing.rule, correct_B, teacher_B, routing.mix, success_B)
     rerouted = int(asked_B.sum()) - len(prompts)
-    return Decision(rollouts, correct_B, teacher_B, route, prompts, siblings, rerouted)
+    weighted = _weighted(route, routing, correct_B, rollouts)
+    return Decision(rollouts, correct_B, teacher_B, weighted, prompts, siblings, rerouted)
+
+
+def _shown(
+    rollouts: Rollouts, routing: Routing, sibling_B: Tensor, builder: TeacherPromptBuilder
+) -> list[Callable[[], str] | None]:
+    """What each row's teacher would be shown beside the question, as a text to be made; None for nothing."""
+    if routing.feedback == "replace":
+        return [None] * len(sibling_B)
+    if routing.demonstration == REFERENCE:
+        solutions = rollouts.reference or [None] * len(sibling_B)
+        return [None if text is None else partial(strip_thinking, text) for text in solutions]
+    return [
+        partial(builder.demonstration, rollouts.responses[row].tolist()) if row >= 0 else None
+        for row in sibling_B.tolist()
+    ]
 
 
 def _weighted(route: Route, routing: Routing, correct_B: Tensor, rollouts: Rollouts) -> Route:
@@ -171,29 +193,39 @@ def _weighted(route: Route, routing: Routing, correct_B: Tensor, rollouts: Rollo
 
 
 def _siblings(rollouts: Rollouts, routing: Routing, correct_B: Tensor, step: int) -> Tensor:
-    """The row of the sibling that each row would be shown, -1 for none."""
+    """The row of the rollout that each row would be shown, -1 for none."""
+    if routing.demonstration == REFERENCE:
+        return torch.full_like(rollouts.group_B, -1)
     places = zip(rollouts.index_B.tolist(), rollouts.session_B.tolist(), strict=True)
     seed_B = torch.tensor([checksum(routing.seed, step, index, session) for index, session in places], dtype=torch.long)
     return choose_demonstrations(
         routing.demonstration,
         correct_B & rollouts.last_B,
-        rollouts.group_B,
+        _settled(rollouts),
         rollouts.length_B,
         rollouts.session_B,
         seed_B,
     )
 
 
+def _settled(rollouts: Rollouts) -> Tensor:
+    """The groups' labels in the order of their prompts: those of the batch are drawn anew in every run."""
+    first: dict[int, tuple] = {}
+    for row, group in enumerate(rollouts.group_B.tolist()):
+        first.setdefault(group, (int(rollouts.index_B[row]), repr(rollouts.chats[row])))
+    place = {group: number for number, group in enumerate(sorted(first, key=lambda group: first[group]))}
+    return torch.tensor([place[group] for group in rollouts.group_B.tolist()], dtype=torch.long)
+
+
 def _prompt(
     rollouts: Rollouts,
     row: int,
-    sibling: Tensor | None,
+    shown: Callable[[], str] | None,
     feedback: str | None,
     routing: Routing,
     builder: TeacherPromptBuilder,
 ) -> TeacherPrompt | None:
     """The teacher's prompt of one row, None where it does not fit."""
-    shown = builder.demonstration(sibling.tolist()) if sibling is not None else None
     room = None if routing.context is None else routing.context - len(rollouts.responses[row])
-    prompt = builder.build(rollouts.chats[row], shown, feedback, room)
+    prompt = builder.build(rollouts.chats[row], None if shown is None else shown(), feedback, room)
     return None if prompt is not None and prompt.shortened and routing.overflow == "reroute" else prompt

@@ -30,6 +30,20 @@ def group_advantages(
     return advantage_B / (std[group_B] + epsilon)
 
 
+def unchanged(advantage: Tensor) -> Tensor:
+    """The advantage as the group gave it, any shape: the method's own."""
+    return advantage
+
+
+def modulated(advantage: Tensor, gap: Tensor, least: float = 0.8, most: float = 1.2) -> Tensor:
+    """A clip((p_T / p_S)^sign(A), least, most): a token that the self-teacher likes better is rewarded more and blamed less.
+
+    advantage: A of each token, any shape; gap: log p_T - log p_S of the sampled token, 0 where there is no teacher, of the same
+    shape; least, most: bounds of the factor.
+    """
+    return advantage * torch.exp(torch.sign(advantage) * gap).clamp(least, most)
+
+
 def clipped_policy_loss(
     log_prob: Tensor,
     old_log_prob: Tensor,

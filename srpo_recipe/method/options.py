@@ -1,85 +1,117 @@
-"""Published variations of the method that are rules on weights, each a small function behind one table.
+"""Published variations of the method that are rules on routes, demonstrations, weights, targets or advantages: one table.
 
-A plug point takes a name of the table or a function of the user's, `package.module:function` or `path/to/file.py:function`, with
-the same arguments. The loss knows nothing of it: weights come out, whatever made them.
+A plug point takes a name of the table or a function of the user's, `package.module:function` or `path/to/file.py:function`, which
+takes what it wants of the point's arguments by their names. The loss knows nothing of it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from srpo_recipe.method.dw_sdpo import confidence
+from srpo_recipe.method import demonstrations, grpo, targets, weights
+from srpo_recipe.method.route import RULES
+
+
+@dataclass(frozen=True)
+class Point:
+    """A plug point. key: of the config; arguments: what a function there may ask for; gives: what it returns, for the docs."""
+
+    key: str
+    arguments: tuple[str, ...]
+    gives: str
+
 
 POINTS = {
-    "weight": "entropy, place, length, beta",
-    "row_weight": "correct_B, group_B, session_B",
-}
+    "route": Point("srpo.route", ("correct_B", "teacher_B", "success_B", "mix"), "two weights of each row"),
+    "demonstration": Point(
+        "srpo.teacher.demonstration", ("correct_B", "group_B", "length_B", "order_B", "seed_B"), "the row shown to each row"
+    ),
+    "row_weight": Point("srpo.row_weight", ("correct_B", "group_B", "session_B"), "a weight of each row"),
+    "weight": Point("srpo.weight", ("entropy", "gap", "place", "length", "beta"), "a weight of each token"),
+    "target": Point("srpo.target", ("student", "teacher", "reference"), "log-masses of the bins"),
+    "advantage": Point("srpo.advantage", ("advantage", "gap"), "an advantage of each token"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Option:
     """A row of the table. name: what a config calls it; point: of POINTS; formula: as the docs and a run's own table show it;
-    source: who proposed it; function: of the arguments of its point, and numbers with defaults.
+    source: who proposed it; function: of arguments of its point, by name, and numbers with defaults; over_mean: whether token
+    weights are divided by their mean.
     """
 
     name: str
     point: str
     formula: str
     source: str
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
+    over_mean: bool = True
 
 
-def by_confidence(entropy: Tensor, place: Tensor, length: Tensor, beta: float) -> Tensor:
-    """w~ = exp(-beta H), the method's own (paper, section 3.2).
+def _choice(name: str) -> demonstrations.Choice:
+    def choose(correct_B: Tensor, group_B: Tensor, length_B: Tensor, order_B: Tensor, seed_B: Tensor) -> Tensor:
+        return demonstrations.choose_demonstrations(name, correct_B, group_B, length_B, order_B, seed_B)
 
-    entropy: of the teacher, in nats, any shape; place, length: of the same shape, not asked here; beta: the run's.
-    """
-    return confidence(entropy, beta)
-
-
-def floored(entropy: Tensor, place: Tensor, length: Tensor, beta: float, least: float = 0.1) -> Tensor:
-    """w~ = max(exp(-beta H), least): an unsure teacher still corrects a little.
-
-    least: in [0, 1]; the other arguments, and their shapes, are those of `by_confidence`.
-    """
-    return confidence(entropy, beta).clamp(min=least)
+    return choose
 
 
-def by_place(entropy: Tensor, place: Tensor, length: Tensor, beta: float, power: float = 1.0) -> Tensor:
-    """w~ = exp(-beta H) ((t + 1) / T)^power: later tokens weigh more for power > 0, earlier ones for power < 0.
-
-    entropy, beta: as in `by_confidence`; place: t, from 0; length: T, tokens of the response, all of one shape; power: a number.
-    """
-    return confidence(entropy, beta) * ((place + 1) / length.clamp(min=1)) ** power
+def _no_rollout(correct_B: Tensor) -> Tensor:
+    return torch.full(correct_B.shape, -1)
 
 
-def alike(correct_B: Tensor, group_B: Tensor, session_B: Tensor) -> Tensor:
-    """1 for every row: the method's own. correct_B: bool; group_B, session_B: labels of the row's prompt and rollout."""
-    return torch.ones(len(correct_B))
-
-
-def by_pass_rate(correct_B: Tensor, group_B: Tensor, session_B: Tensor) -> Tensor:
-    """sqrt(p (1 - p)) with p the share of the prompt's rollouts that are correct: most where half of them are, none where all or
-    none are. The arguments are those of `alike`.
-    """
-    rollouts_X2, row_B = torch.unique(torch.stack([group_B, session_B], dim=-1), dim=0, return_inverse=True)
-    right_X = torch.zeros(len(rollouts_X2)).index_put_((row_B,), correct_B.float())
-    _, group_X = torch.unique(rollouts_X2[:, 0], return_inverse=True)
-    groups = int(group_X.max()) + 1 if len(group_X) else 0
-    rate_G = torch.zeros(groups).index_add_(0, group_X, right_X) / torch.bincount(group_X, minlength=groups).clamp(
-        min=1
-    )
-    return (rate_G * (1 - rate_G)).sqrt()[group_X][row_B]
-
+THE_PAPER = "the paper"
 
 TABLE = (
-    Option("confidence", "weight", "exp(-beta H)", "the paper, section 3.2", by_confidence),
-    Option("floored", "weight", "max(exp(-beta H), least)", "arXiv 2605.13255", floored),
-    Option("by_place", "weight", "exp(-beta H) ((t + 1) / T)^power", "arXiv 2605.21606 and 2606.22600", by_place),
-    Option("alike", "row_weight", "1", "the paper", alike),
-    Option("pass_rate", "row_weight", "sqrt(p (1 - p)), over its mean", "arXiv 2605.27765", by_pass_rate),
+    Option("grpo", "route", "GRPO: all", THE_PAPER, RULES["grpo"]),
+    Option("sdpo", "route", "teacher: m", THE_PAPER, RULES["sdpo"]),
+    Option("srpo", "route", "teacher: (1 - c) m; GRPO: the others", THE_PAPER, RULES["srpo"]),
+    Option(
+        "advantage_mix", "route", "GRPO: all, times mix; teacher: m, times 1 - mix", THE_PAPER, RULES["advantage_mix"]
+    ),
+    Option("sdpo_incorrect_only", "route", "teacher: (1 - c) m", THE_PAPER, RULES["sdpo_incorrect_only"]),
+    Option("sdpo_correct_only", "route", "teacher: c m", THE_PAPER, RULES["sdpo_correct_only"]),
+    Option("group", "route", "teacher: (1 - s) m; GRPO: the others", "arXiv 2608.12957", RULES["group"]),
+    Option("random", "demonstration", "a correct sibling, uniform", THE_PAPER, _choice("random")),
+    Option("first", "demonstration", "the first correct sibling", "here", _choice("first")),
+    Option("shortest", "demonstration", "the shortest correct sibling", "here", _choice("shortest")),
+    Option("longest", "demonstration", "the longest correct sibling", "here", _choice("longest")),
+    Option(
+        "other", "demonstration", "a correct rollout of another question, uniform", "arXiv 2608.09228", _choice("other")
+    ),
+    Option(
+        demonstrations.REFERENCE, "demonstration", "extra_info.reference of the data", "arXiv 2608.12957", _no_rollout
+    ),
+    Option("alike", "row_weight", "1", THE_PAPER, weights.alike),
+    Option("pass_rate", "row_weight", "sqrt(p (1 - p)), over its mean", "arXiv 2605.27765", weights.by_pass_rate),
+    Option("confidence", "weight", "exp(-beta H)", "the paper, section 3.2", weights.by_confidence),
+    Option("floored", "weight", "max(exp(-beta H), least)", "arXiv 2605.13255", weights.floored),
+    Option(
+        "by_place", "weight", "exp(-beta H) ((t + 1) / T)^power", "arXiv 2605.21606 and 2606.22600", weights.by_place
+    ),
+    Option("gated", "weight", "sigmoid(sharpness gap)", "arXiv 2605.15155", weights.gated),
+    Option(
+        "fading", "weight", "exp(-beta H) (1 - exp(-abs(gap) / scale))", "guide, then let go", weights.fading, False
+    ),
+    Option("teacher", "target", "T", THE_PAPER, targets.plain),
+    Option(
+        "tempered",
+        "target",
+        "T^(1 - a) S^a, a = 2 most (sigmoid(sharpness JSD(S, T)) - 1/2)",
+        "arXiv 2607.02502",
+        targets.tempered,
+    ),
+    Option("mixed", "target", "T^(1 - share) Ref^share", "arXiv 2601.20802 and 2607.28582", targets.mixed),
+    Option("group_mean", "advantage", "A = r - mean of the group", THE_PAPER, grpo.unchanged),
+    Option(
+        "modulated",
+        "advantage",
+        "A clip(exp(sign(A) gap), least, most)",
+        "arXiv 2604.03128 and 2607.18955",
+        grpo.modulated,
+    ),
 )
 
 
@@ -96,19 +128,10 @@ def option(point: str, name: str, find: Callable[[str], Callable]) -> Option:
     for row in TABLE:
         if (row.point, row.name) == (point, name):
             return row
+    key = POINTS[point].key
     if ":" not in name:
-        raise ValueError(
-            f"srpo.{point}={name}: choose one of {', '.join(names(point))}, or module:function of your own"
-        )
+        raise ValueError(f"{key}={name}: choose one of {', '.join(names(point))}, or module:function of your own")
     try:
-        return Option(name, point, f"{name}({POINTS[point]})", "your own", find(name))
+        return Option(name, point, name, "your own", find(name))
     except ValueError as error:
-        raise ValueError(f"srpo.{point}={name}: {error}") from None
-
-
-def normalised(weight_B: Tensor, routed_B: Tensor) -> Tensor:
-    """weight_B over its mean among the rows of routed_B (bool), so that their sum stays what it was; where all of those are 0,
-    the weights as they are: nothing is learned from such a batch.
-    """
-    mean = weight_B[routed_B].mean() if bool(routed_B.any()) else torch.tensor(1.0)
-    return weight_B / mean if float(mean) > 0 else weight_B
+        raise ValueError(f"{key}={name}: {error}") from None

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from srpo_recipe.records import checkpoint, manifest, owners
+from srpo_recipe.settings.read import read
 from srpo_recipe.settings.run import ANYWAY
 
 FRESH = "run.fresh=true starts at step 0 and keeps the folder aside"
@@ -137,7 +138,7 @@ def _ways(config: DictConfig) -> str:
 
 
 def _needs_teacher(config: DictConfig) -> bool:
-    return config.srpo.route != "grpo"
+    return read(config).needs_teacher
 
 
 def _pointer_or_none(folder: Path) -> int | None:

@@ -49,6 +49,7 @@ def rows(
 
 def _rollout(decision: Decision, row: int, info: Mapping[str, Any], texts: TokenTexts) -> dict[str, Any]:
     rollouts, prompt, sibling = decision.rollouts, decision.prompts.get(row), decision.siblings.get(row)
+    same_group = sibling is not None and bool(rollouts.group_B[sibling] == rollouts.group_B[row])
     policy, distill = bool(decision.route.policy_B[row] > 0), bool(decision.route.distill_B[row] > 0)
     tokens = texts.pieces(rollouts.responses[row].tolist())
     return {
@@ -59,7 +60,7 @@ def _rollout(decision: Decision, row: int, info: Mapping[str, Any], texts: Token
         "correct": bool(decision.correct_B[row]),
         "verdict": samples.verdict_text(info),
         "route": {(1, 0): "grpo", (0, 1): "sdpo", (1, 1): "both", (0, 0): "none"}[policy, distill],
-        "sibling": None if sibling is None else int(rollouts.session_B[sibling]),
+        "sibling": int(rollouts.session_B[sibling]) if sibling is not None and same_group else None,
         "teacher_prompt": None if prompt is None else texts.text(prompt.ids),
         "shortened": None if prompt is None else prompt.shortened,
         "token": tokens,

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from srpo_recipe.settings.options import described
+from srpo_recipe.settings.options import formula, over_mean
 from srpo_recipe.settings.read import old_policy
 from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.settings.wire import limited
@@ -28,11 +28,12 @@ def describe(config: DictConfig, settings: SRPOConfig) -> list[tuple[str, str]]:
     return [
         ("route rule", settings.route + (f" (lambda {settings.mix})" if settings.route == "advantage_mix" else "")),
         ("token weight", _token_weight(settings)),
-        *([("row weight", described(settings)[1])] if settings.row_weight != "alike" else []),
+        *([("row weight", formula(settings, "row_weight"))] if settings.row_weight != "alike" else []),
+        *([("target", formula(settings, "target"))] if settings.target != "teacher" else []),
         ("divergence", f"{distance.get(settings.alpha, f'alpha {settings.alpha}')}, top-{settings.top_k} + tail"),
         ("self-teacher", teacher),
         ("verifier", verifier),
-        ("advantage", "r - group mean" + (", over std" if config.algorithm.norm_adv_by_std_in_grpo else "")),
+        ("advantage", _advantage(config, settings)),
         ("clip", f"-{actor.clip_ratio_low} / +{actor.clip_ratio_high}"),
         (
             "old policy",
@@ -52,7 +53,12 @@ def describe(config: DictConfig, settings: SRPOConfig) -> list[tuple[str, str]]:
 def _token_weight(settings: SRPOConfig) -> str:
     if settings.weight == "confidence" and not settings.beta:
         return "uniform"
-    return f"{described(settings)[0]} / its mean over the mini-batch"
+    return formula(settings, "weight") + (" / its mean over the mini-batch" if over_mean(settings) else "")
+
+
+def _advantage(config: DictConfig, settings: SRPOConfig) -> str:
+    of_group = "r - group mean" + (", over std" if config.algorithm.norm_adv_by_std_in_grpo else "")
+    return of_group if settings.advantage == "group_mean" else f"{of_group}; {formula(settings, 'advantage')}"
 
 
 def _model(model: DictConfig) -> str:

@@ -2,88 +2,135 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from srpo_recipe.method import options
+from srpo_recipe.method.decision import Routing
+from srpo_recipe.method.demonstrations import REFERENCE
+from srpo_recipe.method.options import POINTS, Option
+from srpo_recipe.settings.contract import check_result, example
 from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.verify.functions import function_at
+from srpo_recipe.verify.settings import require
 
-TokenWeight = Callable[[Tensor, Tensor, Tensor], Tensor]
-RowWeight = Callable[[Tensor, Tensor, Tensor], Tensor]
+# What an option asks that only the self-teacher's pass and the sampler's log-probs tell.
+GAP = "gap"
+# And what only a second pass with the first model's weights tells.
+FIRST = "reference"
 
 
 def check(settings: SRPOConfig) -> None:
-    """Raise ValueError, with the fix, for names and settings that no option and no function of the user's has."""
-    try_weight(_option("weight", settings.weight), settings.weight_options)
-    try_row_weight(_option("row_weight", settings.row_weight), settings.row_weight_options)
+    """Raise ValueError, with the fix, for names and numbers that no option and no function of the user's has, for a function that
+    does not keep its contract, and for a route that would never find a teacher.
+    """
+    for point in POINTS:
+        name, numbers = _given(settings, point)
+        try_option(_option(point, name), numbers)
+    shown, feedback = settings.teacher.demonstration, settings.teacher.feedback
+    require(
+        settings.route != "group" or shown == REFERENCE or feedback != "off",
+        f"srpo.route=group asks the teacher where all rollouts of a question failed, and srpo.teacher.demonstration={shown} "
+        f"shows one that did not: set it to {REFERENCE}",
+    )
+
+
+def at(settings: SRPOConfig, point: str) -> Callable[..., Any]:
+    """The function at a plug point. point: of POINTS; what it returns takes all of the point's arguments, in their order."""
+    name, numbers = _given(settings, point)
+    row = _option(point, name)
+    taken = _taken(row)
+
+    def function(*values: Any) -> Any:
+        given = dict(zip(POINTS[point].arguments, values, strict=True))
+        return row.function(**{one: given[one] for one in taken}, **numbers)
+
+    return function
+
+
+def routing(settings: SRPOConfig, context: int | None) -> Routing:
+    """What a decision depends on besides the rollouts. context: the positions of the model, None for no limit."""
+    teacher = settings.teacher
+    return Routing(
+        rule=at(settings, "route"),
+        correct_threshold=settings.correct_threshold,
+        mix=settings.mix,
+        demonstration=REFERENCE if teacher.demonstration == REFERENCE else at(settings, "demonstration"),
+        feedback=teacher.feedback,
+        overflow=teacher.overflow,
+        seed=settings.seed,
+        context=context,
+        row_weight=at(settings, "row_weight"),
+        ask_all=takes(settings, "advantage", GAP),
+    )
+
+
+def takes(settings: SRPOConfig, point: str, argument: str) -> bool:
+    """Whether the function at a plug point asks for an argument of the point."""
+    return argument in _taken(_option(point, _given(settings, point)[0]))
+
+
+def needs_gap(settings: SRPOConfig) -> bool:
+    """Whether a weight or an advantage asks how much likelier a sampled token is to the self-teacher than to who sampled it."""
+    return any(takes(settings, point, GAP) for point in ("weight", "advantage"))
+
+
+def needs_reference(settings: SRPOConfig) -> bool:
+    """Whether the target asks the frozen first model as well."""
+    return takes(settings, "target", FIRST)
+
+
+def over_mean(settings: SRPOConfig) -> bool:
+    """Whether token weights are divided by their mean over the mini-batch."""
+    return _option("weight", settings.weight).over_mean
+
+
+def formula(settings: SRPOConfig, point: str) -> str:
+    """Of the option at a plug point, with its numbers, for the table that a run prints."""
+    name, numbers = _given(settings, point)
+    row = _option(point, name)
+    if row.source == "your own":
+        found = f"{name}({', '.join(_taken(row))})"
+    else:
+        found = row.formula.replace("beta", f"{settings.beta}") if point == "weight" else row.formula
+    return found + "".join(f", {key} {value:g}" for key, value in numbers.items())
+
+
+def try_option(row: Option, numbers: Mapping[str, Any]) -> None:
+    """Ask an option for a few entries. numbers: beyond its point's arguments. Raises ValueError, with what is wrong, for numbers
+    that the function does not take, and where it does not keep the contract of its point (contract.py).
+    """
+    point, taken = POINTS[row.point], _taken(row)
+    said = f"{point.key}={row.name}"
+    known = [name for name in inspect.signature(row.function).parameters if name not in point.arguments]
+    if unknown := [name for name in numbers if name not in known]:
+        raise ValueError(f"{point.key}_options.{unknown[0]}: {said} takes {', '.join(known) or 'nothing'}")
+    given = example(row.point)
+    try:
+        found = row.function(**{name: given[name] for name in taken}, **numbers)
+    except Exception as error:
+        raise ValueError(
+            f"{said} cannot be asked for ({', '.join(taken)}): {type(error).__name__}: {error}. A function there takes what it "
+            f"wants of {', '.join(point.arguments)} by these names, and numbers of its own"
+        ) from error
+    check_result(row.point, said, given, found)
+
+
+def _given(settings: SRPOConfig, point: str) -> tuple[str, Mapping[str, Any]]:
+    """What the config says at a plug point: the name, and the numbers."""
+    if point == "demonstration":
+        return settings.teacher.demonstration, {}
+    return getattr(settings, point), getattr(settings, f"{point}_options", {})
 
 
 @lru_cache
-def _option(point: str, name: str) -> options.Option:
+def _option(point: str, name: str) -> Option:
     """Found once in a process: a step asks for it in every micro-batch, and a file is run each time that it is looked into."""
     return options.option(point, name, function_at)
 
 
-def try_weight(row: options.Option, settings: Mapping[str, Any]) -> None:
-    """Ask a weight for a few tokens. settings: beyond entropy, place, length and beta. Raises ValueError, with what is wrong, for
-    settings that the function does not take, and for weights that are not as many, finite and at least 0.
-    """
-    length = torch.tensor([3, 3, 3, 1])
-    _try(row, (torch.tensor([0.0, 0.5, 2.0, 9.0]), torch.tensor([0, 1, 2, 0]), length, 1.0), settings)
-
-
-def try_row_weight(row: options.Option, settings: Mapping[str, Any]) -> None:
-    """The same of a row's weight, for two groups of three rollouts."""
-    correct_B = torch.tensor([True, False, False, True, True, True])
-    _try(row, (correct_B, torch.arange(6) // 3, torch.arange(6) % 3), settings)
-
-
-def _try(row: options.Option, arguments: tuple, settings: Mapping[str, Any]) -> None:
-    said = f"srpo.{row.point}={row.name}"
-    known = list(inspect.signature(row.function).parameters)[len(arguments) :]
-    if unknown := [name for name in settings if name not in known]:
-        takes = ", ".join(known) or "nothing"
-        raise ValueError(f"srpo.{row.point}_options.{unknown[0]}: {said} takes {takes}")
-    try:
-        found = row.function(*arguments, **settings)
-    except Exception as error:
-        raise ValueError(
-            f"{said} cannot be asked for ({options.POINTS[row.point]}): {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(found, Tensor) or found.shape != arguments[0].shape:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"{said} gives {shape} for {len(arguments[0])} entries: one weight for each")
-    if not bool(torch.isfinite(found).all() & (found >= 0).all()):
-        raise ValueError(f"{said} gives {found.tolist()}: weights are finite and not negative")
-
-
-def token_weight(settings: SRPOConfig) -> TokenWeight:
-    """w~ before its mean is divided out, of the teacher's entropy, the token's place and the response's length."""
-    function = _option("weight", settings.weight).function
-
-    def weight(entropy: Tensor, place: Tensor, length: Tensor) -> Tensor:
-        return function(entropy, place, length, settings.beta, **settings.weight_options)
-
-    return weight
-
-
-def row_weight(settings: SRPOConfig) -> RowWeight:
-    """The factor of each row's route weights, before its mean is divided out."""
-    return partial(_option("row_weight", settings.row_weight).function, **settings.row_weight_options)
-
-
-def described(settings: SRPOConfig) -> tuple[str, str]:
-    """The formulas of token weight and row weight, with their settings, for the table that a run prints."""
-    found = []
-    for point, name, given in (
-        ("weight", settings.weight, settings.weight_options),
-        ("row_weight", settings.row_weight, settings.row_weight_options),
-    ):
-        formula = _option(point, name).formula
-        told = "".join(f", {key} {value:g}" for key, value in given.items())
-        found.append((formula if ":" in name else formula.replace("beta", f"{settings.beta}")) + told)
-    return found[0], found[1]
+@lru_cache
+def _taken(row: Option) -> list[str]:
+    """The arguments of its point that a function asks for."""
+    known = inspect.signature(row.function).parameters
+    return [name for name in POINTS[row.point].arguments if name in known]

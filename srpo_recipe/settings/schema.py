@@ -12,8 +12,6 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from srpo_recipe.method.demonstrations import DEMONSTRATION_CHOICES
-from srpo_recipe.method.route import ROUTE_RULES
 from srpo_recipe.settings import run as _run  # noqa: F401  (registers the schema of the section run)
 from srpo_recipe.settings.kinds import is_count
 from srpo_recipe.verify.settings import VerifierConfig, require
@@ -36,7 +34,8 @@ class TeacherConfig:
     kind: str = "ema"
     # teacher <- (1 - ema_rate) teacher + ema_rate student after every optimiser step.
     ema_rate: float = 0.05
-    # Which correct sibling is shown: random (uniform, seeded), first, shortest, longest.
+    # What is shown, an option of method/options.py or module:function: a correct sibling (random, first, shortest, longest), a
+    # correct rollout of another question (other), or the data's own solution (reference).
     demonstration: str = "random"
     # The teacher's user turn, with the fields {prompt} and {demonstration}.
     template: str = TEACHER_TEMPLATE
@@ -51,7 +50,6 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         require(0.0 <= self.ema_rate <= 1.0, f"srpo.teacher.ema_rate={self.ema_rate} must lie in [0, 1]")
         _one_of("srpo.teacher.kind", self.kind, TEACHER_KINDS)
-        _one_of("srpo.teacher.demonstration", self.demonstration, DEMONSTRATION_CHOICES)
         _one_of("srpo.teacher.overflow", self.overflow, ("shorten", "reroute"))
         _one_of("srpo.teacher.feedback", self.feedback, ("off", "append", "replace"))
         require(self.max_prompt_tokens > 0, "srpo.teacher.max_prompt_tokens must be positive")
@@ -72,7 +70,8 @@ class TeacherConfig:
 class SRPOConfig:
     """Routing, weighting and distillation (paper, sections 3.1 to 3.3)."""
 
-    # Row of the routing table: grpo, sdpo, srpo, advantage_mix, sdpo_incorrect_only, sdpo_correct_only.
+    # Row of the routing table, an option of method/options.py or module:function: grpo, sdpo, srpo, advantage_mix,
+    # sdpo_incorrect_only, sdpo_correct_only, group.
     route: str = "srpo"
     # A rollout is correct when its reward reaches this.
     correct_threshold: float = 0.5
@@ -80,11 +79,16 @@ class SRPOConfig:
     mix: float = 0.9
     # w~ = exp(-beta H) with the teacher's entropy H, divided by its mean over the mini-batch; 0 weighs all alike (plain SDPO).
     beta: float = 1.0
-    # Token weight and row weight: options of method/options.py or module:function, and what they take besides.
+    # Token weight, row weight, the distillation's target and the GRPO part's advantage: options of method/options.py or
+    # module:function, and the numbers that they take besides.
     weight: str = "confidence"
     weight_options: dict[str, float] = field(default_factory=dict)
     row_weight: str = "alike"
     row_weight_options: dict[str, float] = field(default_factory=dict)
+    target: str = "teacher"
+    target_options: dict[str, float] = field(default_factory=dict)
+    advantage: str = "group_mean"
+    advantage_options: dict[str, float] = field(default_factory=dict)
     # Divergence: 0.5 Jensen-Shannon, 0 forward KL(T||S), 1 reverse KL(S||T), between them the skewed mixtures.
     alpha: float = 0.5
     # Ids of the student that get a bin of their own; the rest of the mass shares one tail bin.
@@ -115,7 +119,6 @@ class SRPOConfig:
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
 
     def __post_init__(self) -> None:
-        _one_of("srpo.route", self.route, ROUTE_RULES)
         _one_of("srpo.old_policy", self.old_policy, ("auto", "update", "pass"))
         _one_of("srpo.average", self.average, ("token", "sequence"))
         require(0.0 <= self.mix <= 1.0, f"srpo.mix={self.mix} must lie in [0, 1]")
@@ -141,7 +144,12 @@ class SRPOConfig:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any row can take the distillation part; GRPO builds no second model."""
+        """Whether anything asks the self-teacher; GRPO as it is builds no second model."""
+        return self.distils or self.advantage != "group_mean"
+
+    @property
+    def distils(self) -> bool:
+        """Whether any row can take the distillation part."""
         return self.route != "grpo"
 
 

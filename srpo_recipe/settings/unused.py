@@ -7,17 +7,26 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from srpo_recipe.method.route import ROUTE_RULES
 from srpo_recipe.settings.kinds import shown
+from srpo_recipe.settings.options import takes
 from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.verify.settings import require
 
 # Settings, and what has to be so that they have an effect.
 MIX = ("srpo.mix",)
+BETA = ("srpo.beta",)
 DISTILLED = (
     "srpo.beta",
     "srpo.weight",
     "srpo.weight_options",
+    "srpo.target",
+    "srpo.target_options",
     "srpo.alpha",
+)
+POLICY = ("srpo.advantage", "srpo.advantage_options")
+DEMONSTRATION = ("srpo.teacher.demonstration",)
+TEACHER = (
     "srpo.teacher.kind",
     "srpo.teacher.ema_rate",
     "srpo.teacher.demonstration",
@@ -26,6 +35,9 @@ DISTILLED = (
     "srpo.teacher.feedback",
 )
 EMA = ("srpo.teacher.ema_rate",)
+# Rules of the table without a policy part, and all of it but the one that mixes.
+WITHOUT_POLICY = ("sdpo", "sdpo_incorrect_only", "sdpo_correct_only")
+FIXED = tuple(name for name in ROUTE_RULES if name != "advantage_mix")
 FEEDBACK = ("srpo.teacher.feedback_template",)
 
 # No published model has more; asked where the model's own number is not at hand.
@@ -34,8 +46,15 @@ LARGEST_VOCABULARY = 300_000
 
 def check(config: DictConfig, settings: SRPOConfig) -> None:
     """Raise ValueError, with the fix, for a setting that nothing would read, or a method's name on another's route."""
-    _without_effect(config, MIX, settings.route == "advantage_mix", "it is the weight of method=advantage_mix")
-    _without_effect(config, DISTILLED, settings.needs_teacher, f"srpo.route={settings.route} has no teacher")
+    route, mixes = settings.route, takes(settings, "route", "mix") and settings.route not in FIXED
+    _without_effect(config, MIX, mixes, "it is the weight of method=advantage_mix")
+    _without_effect(config, DISTILLED, settings.distils, f"srpo.route={route} has no teacher")
+    _without_effect(config, TEACHER, settings.needs_teacher, f"srpo.route={route} has no teacher")
+    weight = f"srpo.weight={settings.weight} does not ask it"
+    _without_effect(config, BETA, takes(settings, "weight", "beta"), weight)
+    _without_effect(config, POLICY, route not in WITHOUT_POLICY, f"srpo.route={route} has no policy part")
+    replaced = settings.teacher.feedback == "replace"
+    _without_effect(config, DEMONSTRATION, not replaced, "srpo.teacher.feedback=replace stands in its place")
     kind = settings.teacher.kind
     _without_effect(config, EMA, kind == "ema", f"srpo.teacher.kind is {kind}")
     on = settings.teacher.feedback != "off"

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from srpo_recipe.method.options import POINTS
 from srpo_recipe.verify import resolve
 from srpo_recipe.verify.functions import function_at
 from srpo_recipe.verify.settings import VerifierConfig, require
@@ -91,8 +92,8 @@ def wire(config: DictConfig) -> None:
     functions become absolute: workers run elsewhere.
     """
     section, custom = config.srpo.verifier, config.reward.custom_reward_function
-    for key in ("weight", "row_weight"):
-        config.srpo[key] = _absolute(config.srpo[key])
+    for point in POINTS.values():
+        OmegaConf.update(config, point.key, _absolute(OmegaConf.select(config, point.key)))
     if section.name is not None:
         section.name = _absolute(section.name)
         kwargs = {

@@ -17,14 +17,18 @@ def split_of(problem: str) -> str:
     return "test" if checksum(problem) % TEST_SHARE == 0 else "train"
 
 
-def verl_row(source: str, ability: str, user_turn: str, ground_truth: str, split: str, index: int) -> dict[str, Any]:
-    """A single-turn prompt as verl's RL dataset has it. source: verl's data_source. index: of the row within its split."""
+def verl_row(
+    source: str, ability: str, user_turn: str, ground_truth: str, split: str, index: int, reference: str | None = None
+) -> dict[str, Any]:
+    """A single-turn prompt as verl's RL dataset has it. source: verl's data_source. index: of the row within its split.
+    reference: a worked solution, left out where there is none.
+    """
     return {
         "data_source": source,
         "prompt": [{"role": "user", "content": user_turn}],
         "ability": ability,
         "reward_model": {"style": "rule", "ground_truth": ground_truth},
-        "extra_info": {"split": split, "index": index},
+        "extra_info": {"split": split, "index": index, **({} if reference is None else {"reference": reference})},
     }
 
 

@@ -154,7 +154,8 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
 def rows(split: str, size: int, seed: int) -> Iterator[dict]:
     """The rows of verl's RL dataset."""
     for index, terms in enumerate(generate_problems(split, size, seed)):
-        yield splits.verl_row(DATA_SOURCE, ABILITY, prompt_text(terms), ground_truth(terms), split, index)
+        solution = correct_solution(terms, random.Random(f"{DATA_SOURCE}/reference/{terms}"))
+        yield splits.verl_row(DATA_SOURCE, ABILITY, prompt_text(terms), ground_truth(terms), split, index, solution)
 
 
 def write_parquet(out_dir: str | Path, train_size: int, test_size: int, seed: int) -> dict[str, Path]:

@@ -100,9 +100,10 @@ class AdapterEngine(RoutedEngine):
     # --------------------------------------------------------------------------------------------------- forward passes
 
     def forward_backward_batch(self, data: TensorDict, loss_function, forward_only=False):
-        if self._pass_of(data) != "teacher":
+        stage = self._pass_of(data)
+        if stage not in ("teacher", "first"):
             return super().forward_backward_batch(data, loss_function, forward_only)
-        with active_adapter(self.module, TEACHER):
+        with active_adapter(self.module, TEACHER if stage == "teacher" else None):
             return super().forward_backward_batch(data, loss_function, forward_only)
 
 
@@ -113,15 +114,15 @@ def _of(module: torch.nn.Module, adapter: str) -> Iterator[tuple[str, torch.nn.P
 
 
 @contextmanager
-def active_adapter(module: torch.nn.Module, name: str) -> Iterator[None]:
-    """Compute with another adapter. peft's own `set_adapter` also decides which one is trained, which a sharded model's optimiser
-    and gradients would not follow; so the layers' field is set and set back.
+def active_adapter(module: torch.nn.Module, name: str | None) -> Iterator[None]:
+    """Compute with another adapter, or None for the base alone. peft's own `set_adapter` also decides which one is trained, which
+    a sharded model's optimiser and gradients would not follow; so the layers' field is set and set back.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
     before = [layer._active_adapter for layer in layers]
     try:
         for layer in layers:
-            layer._active_adapter = name
+            layer._active_adapter = [] if name is None else name
         yield
     finally:
         for layer, kept in zip(layers, before, strict=True):

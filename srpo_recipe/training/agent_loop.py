@@ -12,6 +12,7 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
 
 from srpo_recipe.method.chat import with_system_prompt
+from srpo_recipe.method.demonstrations import REFERENCE
 from srpo_recipe.method.seeds import checksum, row_number
 
 # The prompts of the rollout that runs in this task, as they are rendered: token ids, and the chat that they were rendered from.
@@ -28,6 +29,7 @@ class TeachableLoop(AgentLoopBase):
     student_chat: {"messages": [...], "tools": [...] or None}, as the student's prompt was rendered from them (an empty list of
         tools stays one, since chat templates tell it from None). It is absent when the loop renders that prompt otherwise than
         through verl's `ct_build_initial_tokens`.
+    reference: the data's own solution of the question, its extra_info.reference, where the teacher is shown it.
     truncated: whether generation stopped at the token limit that verl's server sets, rather than at an end of its own.
     """
 
@@ -45,6 +47,8 @@ class TeachableLoop(AgentLoopBase):
         for output in outputs if isinstance(outputs, list) else [outputs]:
             if (chat := _chat_of(output, rendered)) is not None:
                 output.extra_fields["student_chat"] = chat
+            if srpo.teacher.demonstration == REFERENCE:
+                output.extra_fields[REFERENCE] = (kwargs.get("extra_info") or {}).get(REFERENCE) or None
             output.extra_fields["truncated"] = self._truncated(output)
         return outputs
 

@@ -13,8 +13,9 @@ from verl.workers.engine.base import EngineRegistry
 
 from srpo_recipe.method.ema import ema_update
 from srpo_recipe.method.loss import count_totals
-from srpo_recipe.settings.options import token_weight
+from srpo_recipe.settings.options import over_mean
 from srpo_recipe.training.fields import TOTALS, MicroBatch
+from srpo_recipe.training.losses import token_weight
 from srpo_recipe.training.output_layer import after_head_of
 from srpo_recipe.training.passes import NamedPasses
 from srpo_recipe.training.teacher_states import TeacherStates
@@ -43,6 +44,7 @@ class RoutedEngine(TeacherWeights, NamedPasses):
             None  # the student's; itself where both are adapters of one model (adapters.py)
         )
         self.states = TeacherStates()  # the teacher's, from its pass to the update's end
+        self.first_states = TeacherStates()  # the first model's under the same prompts, where a target asks it
         self.skipped_steps = 0  # optimiser steps without a finite gradient since somebody asked
         self.moved = False  # whether the weights moved since the learning rate did
 
@@ -88,10 +90,17 @@ class RoutedEngine(TeacherWeights, NamedPasses):
     # --------------------------------------------------------------------------------------------------- forward passes
 
     def finish_teacher_pass(self) -> None:
-        """After the pass over the batch: keep the output layer beside the states. A collective."""
+        """After the passes over the batch: keep the output layer beside the states. A collective."""
         layer = self.output_layer()
         assert self.after_head is not None
         self.states.close(layer, self.after_head.name)
+        if self.first_states.kept:  # its adapters are not in the output layer
+            self.first_states.close(layer, self.after_head.name)
+
+    def forget_teacher(self) -> None:
+        """Forget the batch that was scored."""
+        self.states.clear()
+        self.first_states.clear()
 
     def forward_backward_batch(self, data: TensorDict, loss_function, forward_only=False):
         """Count the mini-batch's totals over all ranks before verl cuts it into micro-batches."""
@@ -106,6 +115,8 @@ class RoutedEngine(TeacherWeights, NamedPasses):
 
     def _count(self, data: TensorDict) -> Tensor:
         view = MicroBatch.of(data)
-        entropy_BT = view.spread_routed(self._teacher_entropy(view).to(view.mask_BT.device))
-        weight_BT = token_weight(self.srpo)(entropy_BT, view.place_BT, view.length_B.unsqueeze(-1))
+        entropy_BT, gap_BT = (view.spread_routed(part.to(view.mask_BT.device)) for part in self._taught(view))
+        weight_BT = token_weight(self.srpo, view, entropy_BT, gap_BT)
+        if not over_mean(self.srpo):
+            weight_BT = torch.ones_like(weight_BT)
         return count_totals(view.mask_BT, view.policy_B, view.distill_B, weight_BT)

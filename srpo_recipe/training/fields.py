@@ -54,8 +54,18 @@ class MicroBatch:
 
     @property
     def routed_B(self) -> Tensor:
-        """bool: the rows with a distillation part."""
-        return self.distill_B > 0
+        """bool: the rows that the teacher scored, which are those with a distillation part and, where the advantage asks it, all
+        that have a teacher.
+        """
+        distilled_B = self.distill_B > 0
+        return distilled_B if TEACHER_ROW not in self.data else distilled_B | (self.data[TEACHER_ROW].reshape(-1) >= 0)
+
+    @property
+    def sampler_N(self) -> Tensor:
+        """The log-prob of every response token under the policy that sampled it: that of a pass before the update, or else of the
+        rollout engine.
+        """
+        return self.data["old_log_probs" if "old_log_probs" in self.data else "rollout_log_probs"].values()
 
     @property
     def teacher_rows(self) -> list[int]:
@@ -79,6 +89,10 @@ class MicroBatch:
     def spread(self, values_N: Tensor) -> Tensor:
         """Lay one value for every response token of all rows, in order, into [B, T]; 0 elsewhere."""
         return self._laid(values_N, torch.ones_like(self.routed_B))
+
+    def gathered(self, values_BT: Tensor) -> Tensor:
+        """The values of every response token, row after row: [N]."""
+        return values_BT[torch.arange(self.mask_BT.shape[-1], device=values_BT.device) < self.length_B.unsqueeze(-1)]
 
     def spread_routed(self, values_M: Tensor) -> Tensor:
         """The same for values of the routed rows alone."""

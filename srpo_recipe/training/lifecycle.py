@@ -9,7 +9,6 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.debug import marked_timer
 
 from srpo_recipe.eval.validation import validation_metrics
-from srpo_recipe.method.decision import Routing
 from srpo_recipe.method.self_teacher import TeacherPromptBuilder
 from srpo_recipe.records import checkpoint, manifest
 from srpo_recipe.records.metrics import dropped
@@ -20,7 +19,7 @@ from srpo_recipe.run.health import Health, Unhealthy, advice
 from srpo_recipe.run.say import END, phase_done, say
 from srpo_recipe.run.step_log import StepLog
 from srpo_recipe.run.summary import measure
-from srpo_recipe.settings.options import row_weight
+from srpo_recipe.settings.options import routing
 from srpo_recipe.settings.read import from_plain, old_policy
 from srpo_recipe.settings.refusals import TRAINER_MODES
 from srpo_recipe.settings.run import causes
@@ -87,17 +86,7 @@ class LifecycleTrainer(PPOTrainer):
         self.prompts = TeacherPromptBuilder(
             self.tokenizer, teacher.template, teacher.feedback_template, teacher.max_prompt_tokens, chat_options
         )
-        self.routing = Routing(
-            rule=self.srpo.route,
-            correct_threshold=self.srpo.correct_threshold,
-            mix=self.srpo.mix,
-            demonstration=teacher.demonstration,
-            feedback=teacher.feedback,
-            overflow=teacher.overflow,
-            seed=self.srpo.seed,
-            context=self._context() if self.srpo.needs_teacher else None,
-            row_weight=row_weight(self.srpo),
-        )
+        self.routing = routing(self.srpo, self._context() if self.srpo.needs_teacher else None)
         self.watchdog = Watchdog(self.llm_server_manager, self.srpo.stall_seconds, before_exit=self._flush_logs)
 
     def _context(self) -> int | None:

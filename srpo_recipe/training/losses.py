@@ -13,11 +13,12 @@ from verl.workers.config import ActorConfig
 from srpo_recipe.method.grpo import clipped_policy_loss
 from srpo_recipe.method.loss import Totals, count_totals, routed_loss
 from srpo_recipe.method.student_head import Gradients
-from srpo_recipe.settings.options import token_weight
+from srpo_recipe.settings.options import at
 from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.training.fields import IMPORTANCE_CAP, NO_CAP, TOTALS, MicroBatch
 from srpo_recipe.training.loss_metrics import as_verls, loss_metrics, sampled_metrics
 from srpo_recipe.training.seen import SeenTokens
+from srpo_recipe.training.teacher_states import Taught
 
 
 @dataclass(frozen=True)
@@ -104,19 +105,20 @@ def update_loss(
 ) -> tuple[Tensor, dict]:
     """verl's loss function of one micro-batch of an update: its fields as [B, T], then the registered policy loss.
 
-    model_output: from RoutedEngine, the log-prob of each response token [N], divergence and teacher entropy of the routed rows'
-    tokens [M]. data: verl's micro-batch with the fields of fields.py; the sums over the whole mini-batch are data[TOTALS].
+    model_output: from RoutedEngine, the log-prob of each response token [N], divergence, teacher entropy and gap of the routed
+    rows' tokens [M]. data: verl's micro-batch with the fields of fields.py; the sums over the whole mini-batch are data[TOTALS].
     seen: keeps the tokens of the rows that the trainer wants to see.
     """
     view = MicroBatch.of(data)
     log_prob_BT = view.spread(model_output["log_probs"])
-    entropy_BT = view.spread_routed(model_output["teacher_entropy"])
+    entropy_BT, gap_BT = (view.spread_routed(model_output[f"teacher_{name}"]) for name in ("entropy", "gap"))
+    advantages_BT = at(srpo, "advantage")(view.padded("advantages"), gap_BT)
     routed = Routed(
         policy_B=view.policy_B,
         distill_B=view.distill_B,
         divergence_BT=view.spread_routed(model_output["divergence"]),
         entropy_BT=entropy_BT,
-        confidence_BT=token_weight(srpo)(entropy_BT, view.place_BT, view.length_B.unsqueeze(-1)),
+        confidence_BT=token_weight(srpo, view, entropy_BT, gap_BT),
         totals=Totals(*data[TOTALS]),
         average=srpo.average,
     )
@@ -128,12 +130,12 @@ def update_loss(
         old_log_prob_BT = log_prob_BT.detach()
         importance_BT, sampled = _against_rollout(view, old_log_prob_BT)
     if seen is not None:
-        _show(seen, view, routed, log_prob_BT, model_output)
+        _show(seen, view, routed, log_prob_BT, advantages_BT, model_output)
     config.global_batch_info.update(dp_size=data["dp_size"], batch_num_tokens=data["batch_num_tokens"])
     loss, metrics = get_policy_loss_fn(config.policy_loss.loss_mode)(
         old_log_prob=old_log_prob_BT,
         log_prob=log_prob_BT,
-        advantages=view.padded("advantages"),
+        advantages=advantages_BT,
         response_mask=view.mask_BT,
         loss_agg_mode=config.loss_agg_mode,
         config=config,
@@ -144,24 +146,26 @@ def update_loss(
     return loss, as_verls(metrics)
 
 
-def token_gradients(config: ActorConfig, srpo: SRPOConfig, data: TensorDict, entropy_M: Tensor) -> Gradients:
+def token_weight(srpo: SRPOConfig, view: MicroBatch, entropy_BT: Tensor, gap_BT: Tensor) -> Tensor:
+    """w~ [B, T] of the tokens of a batch, before its mean is divided out. entropy_BT, gap_BT: of `Taught`, laid out."""
+    length_B1 = view.length_B.unsqueeze(-1)
+    return at(srpo, "weight")(entropy_BT, gap_BT, view.place_BT, length_B1, srpo.beta)
+
+
+def token_gradients(config: ActorConfig, srpo: SRPOConfig, data: TensorDict, taught: Taught) -> Gradients:
     """`update_loss`, token by token: what a pass over the output layer is told (method/student_head.py).
 
-    config, srpo, data: as there; entropy_M: the teacher's, of the routed rows' tokens.
+    config, srpo, data: as there; taught: of the routed rows' tokens.
     """
     view, totals = MicroBatch.of(data), Totals(*data[TOTALS])
     mask_N, length_B = data["response_mask"].values().bool(), view.length_B
     policy_N, distill_N = (part_B.repeat_interleave(length_B) for part_B in (view.policy_B, view.distill_B))
-    confidence_N = torch.zeros_like(policy_N)
-    routed_N, length_N = view.routed_B.repeat_interleave(length_B), length_B.repeat_interleave(length_B)
-    place_N = torch.arange(len(length_N), device=length_N.device) - (length_B.cumsum(0) - length_B).repeat_interleave(
-        length_B
-    )
-    confidence_N[routed_N] = token_weight(srpo)(entropy_M, place_N[routed_N], length_N[routed_N])
+    entropy_BT, gap_BT = (view.spread_routed(part_M) for part_M in taught)
+    confidence_N = view.gathered(token_weight(srpo, view, entropy_BT, gap_BT))
     share_N = torch.ones_like(policy_N)
     if srpo.average == "sequence":  # a token's share of its rollout, and a rollout's of them all
         share_N, totals = share_N / view.mask_BT.sum(-1).clamp(min=1).repeat_interleave(length_B), totals.over_rows()
-    advantage_N = data["advantages"].values()
+    advantage_N = at(srpo, "advantage")(data["advantages"].values(), view.gathered(gap_BT))
     clip = config.clip_ratio_low, config.clip_ratio_high, config.get("clip_ratio_c", 3.0)
 
     def gradients(place: slice, log_prob_C: Tensor, divergence_C: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,9 +202,16 @@ def _old_policy(data: TensorDict, place: slice, log_prob_C: Tensor, mask_C: Tens
     return log_prob_C, ones_C if found is None else found.squeeze(0)
 
 
-def _show(seen: SeenTokens, view: MicroBatch, routed: Routed, log_prob_BT: Tensor, model_output: dict) -> None:
+def _show(
+    seen: SeenTokens,
+    view: MicroBatch,
+    routed: Routed,
+    log_prob_BT: Tensor,
+    advantages_BT: Tensor,
+    model_output: dict,
+) -> None:
     """Give `seen` what records/samples.py has a column for."""
-    numbers = {"log_prob": log_prob_BT, "advantage": view.padded("advantages"), "counted": view.mask_BT}
+    numbers = {"log_prob": log_prob_BT, "advantage": advantages_BT, "counted": view.mask_BT}
     if "rollout_log_probs" in view.data:
         numbers["sampler_log_prob"] = view.padded("rollout_log_probs")
     of_routed = {

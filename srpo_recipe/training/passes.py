@@ -1,5 +1,6 @@
-"""What a forward pass with a name makes of the logits: "teacher" keeps the self-teacher's states, "update" gives the loss what it
-needs of the student. Either way `srpo.logits_rows` tokens at a time, or all at once where it is null.
+"""What a forward pass with a name makes of the logits: "teacher" keeps the self-teacher's states and "first" those of the first
+model, "update" gives the loss what it needs of the student. Each of them `srpo.logits_rows` tokens at a time, or all at once
+where it is null.
 
 A pass is named by the batch's `srpo_pass`; one without a name is verl's own.
 """
@@ -19,11 +20,12 @@ from srpo_recipe.method.logits import tokens_in, top_ids
 from srpo_recipe.method.student_head import Divergence, StudentPass
 from srpo_recipe.method.student_logits import student_statistics
 from srpo_recipe.method.teacher_logits import OutputLayer
+from srpo_recipe.settings.options import at, needs_gap, needs_reference
 from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.training.fields import TEACHER_ROW, MicroBatch, seen_rows
 from srpo_recipe.training.losses import token_gradients
 from srpo_recipe.training.output_layer import AfterHead, HeadPass
-from srpo_recipe.training.teacher_states import SEEN_WORDS, Blocks, TeacherStates, probed
+from srpo_recipe.training.teacher_states import SEEN_WORDS, Blocks, Taught, TeacherStates, TeacherTokens, probed
 
 if TYPE_CHECKING:
     from verl.workers.config import ActorConfig
@@ -40,6 +42,7 @@ class NamedPasses(FSDPEngineWithLMHead):
     actor_config: "ActorConfig"
     teacher: "RoutedEngine | None"
     states: TeacherStates
+    first_states: TeacherStates
     after_head: AfterHead | None
     head: HeadPass
     # of the micro-batch under way: the tokens whose logits are wanted (None for all), what the output layer was given for them,
@@ -83,14 +86,15 @@ class NamedPasses(FSDPEngineWithLMHead):
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
         if stage == "update":
             return self._student(output.logits, micro_batch)
-        assert stage == "teacher" and self.head_input is not None
+        assert stage in ("teacher", "first") and self.head_input is not None
+        states = self._states_of(micro_batch)
         if self.head.probed is not None:
             hidden_NH, logits_NV = self.head.probed
-            self.states.probe(hidden_NH, logits_NV, **self._options(logits_NV.shape[1], micro_batch))
+            states.probe(hidden_NH, logits_NV, **self._options(logits_NV.shape[1], micro_batch))
             return {}
         logits_NV, place = output.logits.flatten(0, -2), probed(len(self.head_input))
         options = self._options(logits_NV.shape[1], micro_batch)
-        self.states.probe(self.head_input[place], logits_NV[place], **options)
+        states.probe(self.head_input[place], logits_NV[place], **options)
         self._keep(micro_batch, self.head_input, lambda part: [(slice(0, None), logits_NV[part])], options)
         return {}
 
@@ -109,20 +113,33 @@ class NamedPasses(FSDPEngineWithLMHead):
     def _keep(
         self, micro_batch: TensorDict, hidden_NH: Tensor, blocks: Callable[[slice], Blocks], options: dict
     ) -> None:
-        """Of the teacher's pass over a micro-batch. blocks: the logits of a slice of its tokens."""
+        """Of a pass of the teacher's over a micro-batch. blocks: the logits of a slice of its tokens."""
         rows, responses = micro_batch[TEACHER_ROW].reshape(-1).tolist(), micro_batch["responses"]
         lengths, ends = responses.offsets().diff().tolist(), responses.offsets().tolist()
-        self.states.keep(rows, lengths, hidden_NH, blocks(slice(0, None)), **options)
+        states = self._states_of(micro_batch)
+        states.keep(rows, lengths, hidden_NH, blocks(slice(0, None)), **options)
         for place, number in enumerate(seen_rows(micro_batch)):
             if number >= 0:
                 part = slice(*ends[place : place + 2])
-                self.states.see(rows[place], blocks(part), responses.values()[part], **options)
+                states.see(rows[place], blocks(part), responses.values()[part], **options)
 
-    def _teacher_entropy(self, view: MicroBatch) -> Tensor:
-        """Of the routed rows' response tokens, in order: float32 [M]."""
+    def _states_of(self, micro_batch: TensorDict) -> TeacherStates:
+        return self.first_states if self._pass_of(micro_batch) == "first" else self.states
+
+    def _taught(self, view: MicroBatch) -> Taught:
+        """Of the routed rows' response tokens, in order."""
         if self.teacher is None:
-            return torch.zeros(0, device=view.mask_BT.device)
-        return self.teacher.states.entropy(view.teacher_rows, view.mask_BT.device)
+            nothing = torch.zeros(0, device=view.mask_BT.device)
+            return Taught(nothing, nothing)
+        rows, states = view.teacher_rows, self.teacher.states
+        entropy_M = states.entropy(rows, view.mask_BT.device)
+        if not rows or not needs_gap(self.srpo):
+            return Taught(entropy_M, torch.zeros_like(entropy_M))
+        tokens, routed_N = states.tokens_of(rows), view.routed_B.repeat_interleave(view.length_B)
+        options = self._options(len(tokens.layer.weight_VH), view.data)
+        labels_M1 = view.data["responses"].values()[routed_N].unsqueeze(-1)
+        own_M = tokens.log_probs(slice(0, None), labels_M1, **options).squeeze(-1)
+        return Taught(entropy_M, own_M - view.sampler_N[routed_N])
 
     # ------------------------------------------------------------------------------------------------------- student
 
@@ -137,7 +154,7 @@ class NamedPasses(FSDPEngineWithLMHead):
             list(zip(view.length_B.tolist(), view.routed_B.tolist(), strict=True)),
             self.srpo.top_k,
             self._divergence(view, options),
-            token_gradients(self.actor_config, self.srpo, micro_batch, self._teacher_entropy(view)),
+            token_gradients(self.actor_config, self.srpo, micro_batch, self._taught(view)),
             self.after_head.function,
             rows=self.srpo.logits_rows or 0,
             shown=SEEN_WORDS,
@@ -146,11 +163,11 @@ class NamedPasses(FSDPEngineWithLMHead):
         return torch.cat(self.student_pass(hidden_NH, weight_VH, bias_V))
 
     def _student(self, logits: Tensor, micro_batch: TensorDict) -> dict[str, Tensor]:
-        """For the loss: the log-prob of each token [N] and, of the routed rows' tokens, divergence and entropy [M]. For seen.py
-        the few words that it likes best there, [M, 5].
+        """For the loss: the log-prob of each token [N] and, of the routed rows' tokens, divergence, entropy and gap [M]. For
+        seen.py the few words that it likes best there, [M, 5].
         """
         view, made = MicroBatch.of(micro_batch), self.student_pass
-        entropy_M = self._teacher_entropy(view)
+        taught = self._taught(view)
         if made is not None:
             log_prob_N, divergence_M = logits.split([len(made.labels_N), len(made.ids_MS)])
             words_MS, word_log_prob_MS = made.ids_MS, made.log_prob_MS
@@ -167,21 +184,31 @@ class NamedPasses(FSDPEngineWithLMHead):
             )
             divergence_M = self._divergence(view, options)(slice(0, None), ids_MK, log_mass_MB)
             words_MS, word_log_prob_MS = ids_MK[:, :SEEN_WORDS], log_mass_MB[:, :-1][:, :SEEN_WORDS]
-        found = {"log_probs": log_prob_N, "divergence": divergence_M, "teacher_entropy": entropy_M}
+        found = {"log_probs": log_prob_N, "divergence": divergence_M}
+        found |= {"teacher_entropy": taught.entropy_M, "teacher_gap": taught.gap_M}
         return found | {"words": words_MS, "word_log_probs": word_log_prob_MS}
 
     def _divergence(self, view: MicroBatch, options: dict) -> Divergence:
         """Of the routed rows' tokens, asked at some of them."""
         teacher, rows = self.teacher, view.teacher_rows
         tokens = teacher.states.tokens_of(rows) if teacher is not None and rows else None
+        target = at(self.srpo, "target") if self.srpo.target != "teacher" else None
+        first = None
+        if tokens is not None and teacher is not None and needs_reference(self.srpo):
+            first = teacher.first_states.tokens_of(rows)
+        exact = dw_sdpo.needs_exact_tail(self.srpo.alpha)
+
+        def tail(model: TeacherTokens, place_M: slice, ids_CK: Tensor) -> Tensor | None:
+            return model.log_tail(place_M, ids_CK, **options) if exact else None
 
         def divergence(place_M: slice, ids_CK: Tensor, log_mass_CB: Tensor) -> Tensor:
-            teacher_CK, tail_C = torch.zeros(ids_CK.shape, device=ids_CK.device), None
+            teacher_CK, tail_C, first_CB = torch.zeros(ids_CK.shape, device=ids_CK.device), None, None
             if tokens is not None:
-                teacher_CK = tokens.log_probs(place_M, ids_CK, **options)
-                if dw_sdpo.needs_exact_tail(self.srpo.alpha):
-                    tail_C = tokens.log_tail(place_M, ids_CK, **options)
-            return dw_sdpo.divergence(log_mass_CB, teacher_CK, self.srpo.alpha, tail_C)
+                teacher_CK, tail_C = tokens.log_probs(place_M, ids_CK, **options), tail(tokens, place_M, ids_CK)
+            if first is not None:
+                first_CK = first.log_probs(place_M, ids_CK, **options)
+                first_CB = dw_sdpo.with_tail(first_CK, tail(first, place_M, ids_CK))
+            return dw_sdpo.divergence(log_mass_CB, teacher_CK, self.srpo.alpha, tail_C, target, first_CB)
 
         return divergence
 

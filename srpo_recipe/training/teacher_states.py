@@ -27,6 +27,15 @@ output layer and its logits is not known to this package. method=grpo srpo.logit
 model."""
 
 
+class Taught(NamedTuple):
+    """What the teacher thinks of the M tokens of the rows that it scored, float32: entropy_M, in nats; gap_M, how much likelier
+    the sampled token is to it than to who sampled it, log p_T - log p_S, 0 where no option asks.
+    """
+
+    entropy_M: Tensor
+    gap_M: Tensor
+
+
 class Probe(NamedTuple):
     """A few tokens' hidden states, and the model's own logits at the ids that it likes best there."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transfer_queue import KVBatchMeta
 
 from srpo_recipe.method.decision import Decision, Rollouts
+from srpo_recipe.method.demonstrations import REFERENCE
 from srpo_recipe.method.grpo import group_advantages
 from srpo_recipe.method.seeds import row_number
 from srpo_recipe.method.self_teacher import StudentChat
@@ -28,7 +29,7 @@ YourLoop)) and name that class in actor_rollout_ref.rollout.agent.agent_loop_con
 @dataclass(frozen=True)
 class Verified:
     """One row of a rollout, mostly its only one; output: its number there. info: what the reward function gave beside the reward;
-    agent: what verl's agent loop measured of it.
+    agent: what verl's agent loop measured of it; reference: the data's own solution, where the teacher is shown it.
     """
 
     index: int
@@ -40,6 +41,7 @@ class Verified:
     chat: StudentChat | None
     info: Mapping[str, Any]
     agent: Mapping[str, float]
+    reference: str | None = None
 
 
 def read(batch: KVBatchMeta, needs_teacher: bool) -> dict[str, Verified]:
@@ -66,6 +68,7 @@ def read(batch: KVBatchMeta, needs_teacher: bool) -> dict[str, Verified]:
             None if told is None else StudentChat(told["messages"], told["tools"]),
             extra.get("reward_extra_info") or {},
             _plain(agent) or {},
+            extra.get(REFERENCE),
         )
     return rows
 
@@ -98,6 +101,7 @@ def in_batch_order(rows: Mapping[str, Verified], batch: KVBatchMeta, filler: int
         chats=[row.chat or StudentChat([]) for row in found],
         feedback=[row.info.get("feedback") or None for row in found],
         output_B=torch.tensor([row.output for row in found]),
+        reference=[row.reference for row in found],
     )
 
 

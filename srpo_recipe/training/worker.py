@@ -15,6 +15,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from srpo_recipe.records import checkpoint
 from srpo_recipe.run.say import phase_done
+from srpo_recipe.settings.options import needs_reference
 from srpo_recipe.settings.read import from_plain
 from srpo_recipe.training import adapters, engine
 from srpo_recipe.training.fields import OPTIMIZER_STEPS, TEACHER_ROW
@@ -88,9 +89,17 @@ class SRPOWorker(ActorRolloutRefWorker):
         were made stay in the engine until the update has used them.
         """
         assert self.teacher is not None
-        teacher, limits = self.teacher.engine, self.config.ref
-        teacher.states.clear()
-        tu.assign_non_tensor(data, compute_loss=False, **{PASS: "teacher"})
+        self.teacher.engine.forget_teacher()
+        for stage in ("teacher", "first") if needs_reference(self.srpo) else ("teacher",):
+            self._score(data, stage)
+        self.teacher.engine.finish_teacher_pass()
+        return data.select(TEACHER_ROW).cpu()
+
+    def _score(self, data: TensorDict, stage: str) -> None:
+        """A forward pass of the teacher's, or of the first model."""
+        assert self.teacher is not None
+        limits = self.config.ref
+        tu.assign_non_tensor(data, compute_loss=False, **{PASS: stage})
         if self.is_lora:  # the actor's worker has the limits of its own passes
             tu.assign_non_tensor(
                 data,
@@ -99,8 +108,6 @@ class SRPOWorker(ActorRolloutRefWorker):
                 micro_batch_size_per_gpu=limits.log_prob_micro_batch_size_per_gpu,
             )
         self.teacher.infer_batch(data=data)
-        teacher.finish_teacher_pass()
-        return data.select(TEACHER_ROW).cpu()
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_actor(self, data: TensorDict) -> TensorDict:
@@ -112,7 +119,7 @@ class SRPOWorker(ActorRolloutRefWorker):
         found = {"optimizer/skipped_steps": [engine.skipped_steps]}
         engine.skipped_steps = 0
         if self.teacher is not None:
-            self.teacher.engine.states.clear()
+            self.teacher.engine.forget_teacher()
             found["ema_distance"] = [engine.relative_teacher_distance()]
         if output is not None:
             metrics = tu.get(output, "metrics")

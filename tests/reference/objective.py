@@ -33,17 +33,19 @@ def teacher_available(correct_B, group_B):
     return np.array([any(correct_B[j] and group_B[j] == group_B[i] and j != i for j in rows) for i in rows], dtype=bool)
 
 
-def route(rule, correct_B, teacher_B, mix=0.9):
+def route(rule, correct_B, teacher_B, mix=0.9, success_B=None):
     """The two weights (policy gradient, distillation) of every rollout.
 
     srpo                 z_sdpo = (1 - c) m, z_grpo = 1 - z_sdpo (section 3.3)
     grpo, sdpo           the two parents; SDPO gives a row without a teacher no loss
     advantage_mix        the ablation that mixes the two on every row, lambda GRPO + (1 - lambda) SDPO
+    group                the teacher where no rollout of the prompt is correct, GRPO for whole groups otherwise
     sdpo_..._only        SDPO on the incorrect / on the correct rollouts only (Figure 1b)
     """
     pairs = []
-    for c, m in zip(correct_B, teacher_B, strict=True):
-        z_sdpo = (1 - int(c)) * int(m)
+    success_B = correct_B if success_B is None else success_B
+    for c, m, s in zip(correct_B, teacher_B, success_B, strict=True):
+        z_sdpo, z_group = (1 - int(c)) * int(m), (1 - int(s)) * int(m)
         pairs.append(
             {
                 "srpo": (1 - z_sdpo, z_sdpo),
@@ -52,6 +54,7 @@ def route(rule, correct_B, teacher_B, mix=0.9):
                 "advantage_mix": (mix, (1 - mix) * int(m)),
                 "sdpo_incorrect_only": (0, z_sdpo),
                 "sdpo_correct_only": (0, int(c) * int(m)),
+                "group": (1 - z_group, z_group),
             }[rule]
         )
     policy_B, distill_B = np.array(pairs, dtype=np.float64).T
@@ -197,7 +200,11 @@ class Settings:
 
     def routes(self, batch):
         correct_B = is_correct(batch.reward_B)
-        return route(self.rule, correct_B, teacher_available(correct_B, batch.group_B), self.mix)
+        success_B = [any(correct_B[batch.group_B == group]) for group in batch.group_B]
+        teacher_B = teacher_available(correct_B, batch.group_B) | (
+            self.rule == "group"
+        )  # which has the data's solutions
+        return route(self.rule, correct_B, teacher_B, self.mix, success_B)
 
     def advantages(self, batch):
         return group_advantages(batch.reward_B, batch.group_B, self.normalize_by_std)
