@@ -15,7 +15,7 @@ GROUPS = {
     for group in ("method", "task", "model", "hardware")
 }
 # These are task=parquet with a folder and a verifier, so one combination each is enough.
-BENCHMARKS = [task for task in GROUPS["task"] if task not in ("gym", "parquet", "sums")]
+BENCHMARKS = [task for task in GROUPS["task"] if task not in ("gym", "parquet", "picks", "sums")]
 FILLED = {
     **{f"task={task}": ["task.dir=some/folder"] for task in BENCHMARKS},
     "task=parquet": ["data.train_files=train.parquet", "data.val_files=test.parquet"],

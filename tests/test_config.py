@@ -34,6 +34,7 @@ COMBINATIONS = [
         [
             *itertools.product(("gym", "parquet", "sums"), GROUPS["model"], GROUPS["hardware"]),
             *itertools.product(BENCHMARKS, ("qwen3_8b",), ("gpu8",)),
+            ("picks", "path", "cpu"),
         ]
     )
 ]

@@ -29,6 +29,7 @@ STATED = {
     ],  # the planner's predictions
     "reference.md": ["group", "key"],
     "reproduction.md": ["file"],
+    "study.md": ["task"],
     "security.md": ["what"],
     "verifiers.md": ["key", "rule"],
 }

@@ -16,12 +16,12 @@ Pure functions over `random.Random`; pyarrow is imported only to write files. No
 import argparse
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from srpo_recipe.starter import splits
-from srpo_recipe.starter.splits import SPLITS
+from srpo_recipe.starter.splits import SPLITS, TRAIN
 
 DATA_SOURCE = "sums"
 ABILITY = "math"
@@ -42,36 +42,39 @@ Terms = tuple[int, ...]
 # ---- problems ----
 
 
-def split_of(terms: Terms) -> str:
+def split_of(terms: Terms, parts: bool = False) -> str:
     """The split that owns these terms, the same for every order of them, for every seed and every size.
 
     The sorted terms decide, so train and held-out prompts are disjoint by construction, and a held-out problem is never a
-    reordered training problem. The warm start of the shipped model draws from "train" as well.
+    reordered training problem. The warm start of the shipped model draws from "train" as well. parts: three splits, the
+    held-out problems halved into validation and test.
     """
-    return splits.split_of(",".join(map(str, sorted(terms))))
+    owner = splits.part_of if parts else splits.split_of
+    return owner(",".join(map(str, sorted(terms))))
 
 
-def draw_terms(rng: random.Random, split: str) -> Terms:
+def draw_terms(rng: random.Random, split: str, parts: bool = False) -> Terms:
     """One problem of `split`, uniform over the ordered terms that it owns."""
-    if split not in SPLITS:
-        raise ValueError(f"split is one of {SPLITS}, not {split!r}")
+    known = splits.PARTS if parts else SPLITS
+    if split not in known:
+        raise ValueError(f"split is one of {known}, not {split!r}")
     while True:
         terms = tuple(rng.randint(TERM_LOW, TERM_HIGH) for _ in range(TERM_COUNT))
-        if split_of(terms) == split:
+        if split_of(terms, parts) == split:
             return terms
 
 
-def generate_problems(split: str, size: int, seed: int) -> list[Terms]:
+def generate_problems(split: str, size: int, seed: int, parts: bool = False) -> list[Terms]:
     """`size` distinct problems of `split`; the first n of a larger size are those of size n.
 
-    Distinct as multisets: no problem is another one reordered.
+    Distinct as multisets: no problem is another one reordered. parts: as in `split_of`.
     """
     rng = random.Random(f"{DATA_SOURCE}/{split}/{seed}")
     seen: set[Terms] = set()
     problems: list[Terms] = []
     repeats = 0
     while len(problems) < size:
-        terms = draw_terms(rng, split)
+        terms = draw_terms(rng, split, parts)
         key = tuple(sorted(terms))
         if key not in seen:
             seen.add(key)
@@ -151,35 +154,41 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
 # ---- files ----
 
 
-def rows(split: str, size: int, seed: int) -> Iterator[dict]:
+def rows(split: str, size: int, seed: int, parts: bool = False) -> Iterator[dict]:
     """The rows of verl's RL dataset."""
-    for index, terms in enumerate(generate_problems(split, size, seed)):
+    for index, terms in enumerate(generate_problems(split, size, seed, parts)):
         solution = correct_solution(terms, random.Random(f"{DATA_SOURCE}/reference/{terms}"))
         yield splits.verl_row(DATA_SOURCE, ABILITY, prompt_text(terms), ground_truth(terms), split, index, solution)
 
 
-def write_parquet(out_dir: str | Path, train_size: int, test_size: int, seed: int) -> dict[str, Path]:
+def write_parquet(
+    out_dir: str | Path, train_size: int, test_size: int, seed: int, validation_size: int = 0
+) -> dict[str, Path]:
     """Write `train.parquet` and `test.parquet` under `out_dir`; returns their paths by split.
 
-    Each file appears whole or not at all.
+    Each file appears whole or not at all. With a validation_size also `validation.parquet`, of one half of the held-out
+    problems; the test problems are then of the other half.
     """
-    data = {split: list(rows(split, size, seed)) for split, size in zip(SPLITS, (train_size, test_size), strict=True)}
-    prompts = [{row["prompt"][0]["content"] for row in data[split]} for split in SPLITS]
-    if prompts[0] & prompts[1]:
+    sizes = {TRAIN: train_size, "test": test_size} | ({"validation": validation_size} if validation_size else {})
+    data = {split: list(rows(split, size, seed, validation_size > 0)) for split, size in sizes.items()}
+    prompts = [row["prompt"][0]["content"] for of_split in data.values() for row in of_split]
+    if len(set(prompts)) < len(prompts):
         raise AssertionError("train and held-out prompts overlap")
     return splits.write_splits(out_dir, data)
 
 
-def main() -> None:
+def main(write: Callable[..., dict[str, Path]] = write_parquet, name: str = "sums") -> None:
+    """The command. write: what writes the task's files; name: of its module."""
     parser = argparse.ArgumentParser(
-        prog="python -m srpo_recipe.starter.sums", description="Write the additions task as verl parquet files."
+        prog=f"python -m srpo_recipe.starter.{name}", description=f"Write the task {name} as verl parquet files."
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for train.parquet and test.parquet")
     parser.add_argument("--train-size", type=int, default=4096)
     parser.add_argument("--test-size", type=int, default=256)
+    parser.add_argument("--validation-size", type=int, default=0, help="more than 0: also validation.parquet")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    for split, path in write_parquet(args.out, args.train_size, args.test_size, args.seed).items():
+    for split, path in write(args.out, args.train_size, args.test_size, args.seed, args.validation_size).items():
         print(f"{split}: {path}")
 
 

@@ -13,6 +13,11 @@ So the model knows how to be right, and does it when it is shown that somebody w
 that its habit.
 
     python -m srpo_recipe.starter.tiny --out srpo_recipe/assets/tiny_qwen3
+
+--task picks makes one for srpo_recipe/starter/picks.py, from the weights of --start in a fraction of the time:
+
+    python -m srpo_recipe.starter.tiny --task picks --start srpo_recipe/assets/tiny_qwen3 --out outputs/models/tiny_picks \
+        --steps 300 --lr 0.001 --slip 0.45
 """
 
 import argparse
@@ -20,6 +25,7 @@ import sys
 from pathlib import Path
 
 from srpo_recipe.starter.tiny.build import build
+from srpo_recipe.starter.tiny.warm_start import TASKS
 
 
 def parse() -> argparse.Namespace:
@@ -29,6 +35,8 @@ def parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write; an old one is replaced at the end")
+    parser.add_argument("--task", choices=TASKS, default="sums")
+    parser.add_argument("--start", type=Path, help="folder of a model of the same shape to go on from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hidden", type=int, default=128, help="width, a multiple of 64 (heads of 32)")
     parser.add_argument("--layers", type=int, default=3)

@@ -6,9 +6,8 @@ import torch
 
 from srpo_recipe.method.chat import fill
 from srpo_recipe.settings.schema import TEACHER_TEMPLATE
-from srpo_recipe.starter import sums
 from srpo_recipe.starter.tiny.network import MAX_RESPONSE, chat
-from srpo_recipe.starter.tiny.warm_start import collate
+from srpo_recipe.starter.tiny.warm_start import TASKS, collate
 
 
 @torch.no_grad()
@@ -43,30 +42,34 @@ def mean_entropy(model, tokenizer, turns: list[str], responses: list[str]) -> fl
     return total / max(1.0, count)
 
 
-def measure(model, tokenizer, seed: int, problems: int = 256, group: int = 8) -> dict[str, float]:
-    """What the quickstart needs of its model, on held-out problems: how often it is right, alone and when shown."""
+def measure(model, tokenizer, seed: int, problems: int = 256, group: int = 8, name: str = "sums") -> dict[str, float]:
+    """What the quickstart needs of its model, on held-out problems: how often it is right, alone and when shown.
+
+    name: of the task, in warm_start.TASKS.
+    """
+    task = TASKS[name]
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    held_out = sums.generate_problems("test", problems, seed)
+    held_out = task.generate_problems("test", problems, seed)
 
-    def accuracy(turns: list[str], of: list[sums.Terms], temperature: float, top_p: float = 1.0) -> float:
+    def accuracy(turns: list[str], of: list[tuple[int, ...]], temperature: float, top_p: float = 1.0) -> float:
         answers = sample(model, tokenizer, turns, temperature, top_p)
-        right = sum(sums.verify(text, sums.ground_truth(terms)) for text, terms in zip(answers, of, strict=True))
+        right = sum(task.verify(text, task.ground_truth(terms)) for text, terms in zip(answers, of, strict=True))
         return right / max(1, len(of))
 
     of = held_out * 4
-    plain = [sums.prompt_text(terms) for terms in of]
+    plain = [task.prompt_text(terms) for terms in of]
 
     rollouts_of = [terms for terms in held_out for _ in range(group)]
-    texts = sample(model, tokenizer, [sums.prompt_text(terms) for terms in rollouts_of], 1.0)
-    rewards = [sums.verify(text, sums.ground_truth(t)) for text, t in zip(texts, rollouts_of, strict=True)]
+    texts = sample(model, tokenizer, [task.prompt_text(terms) for terms in rollouts_of], 1.0)
+    rewards = [task.verify(text, task.ground_truth(t)) for text, t in zip(texts, rollouts_of, strict=True)]
     teacher_turns, failed, shown_of = [], [], []
     for row, terms in enumerate(rollouts_of):
         start = row - row % group
         siblings = [other for other in range(start, start + group) if rewards[other] == 1.0 and other != row]
         if rewards[row] == 0.0 and siblings:
             demonstration = texts[rng.choice(siblings)]
-            teacher_turns.append(fill(TEACHER_TEMPLATE, prompt=sums.prompt_text(terms), demonstration=demonstration))
+            teacher_turns.append(fill(TEACHER_TEMPLATE, prompt=task.prompt_text(terms), demonstration=demonstration))
             failed.append(texts[row])
             shown_of.append(terms)
     all_wrong = sum(not any(rewards[s : s + group]) for s in range(0, len(rewards), group)) / problems
@@ -93,12 +96,19 @@ ACCEPTANCE = (
     ("failed_with_correct_sibling_share_of_rollouts", 0.30, 0.65),
     ("teacher_entropy_nats_on_those_failed", 0.05, 1.0),
 )
+# The same for a task in which the teacher has to be unsure.
+ACCEPTANCE_PICKS = (
+    ("accuracy_temperature_0.6", 0.20, 0.65),
+    ("accuracy_shown_a_correct_sibling_temperature_1.0", 0.90, 1.0),
+    ("failed_with_correct_sibling_share_of_rollouts", 0.30, 0.75),
+    ("teacher_entropy_nats_on_those_failed", 0.30, 1.0),
+)
 
 
-def unmet(acceptance: dict[str, float]) -> list[str]:
-    """The conditions of ACCEPTANCE that do not hold, in words."""
+def unmet(acceptance: dict[str, float], task: str = "sums") -> list[str]:
+    """The conditions of the task's table that do not hold, in words."""
     return [
         f"{name} is {acceptance[name]:.3f}, wanted {least} to {most}"
-        for name, least, most in ACCEPTANCE
+        for name, least, most in {"sums": ACCEPTANCE, "picks": ACCEPTANCE_PICKS}[task]
         if not least <= acceptance[name] <= most
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from srpo_recipe.machine import installed_version
 from srpo_recipe.records.files import sha256, whole_folder
@@ -24,18 +25,22 @@ FILES = frozenset(
 
 def provenance(model, args: argparse.Namespace, acceptance: dict[str, float], seconds: float) -> dict[str, Any]:
     """How the model came about. args: of the command; acceptance: what was measured; seconds: what the build took."""
-    recipe = {key: value for key, value in vars(args).items() if key != "out"}
+    recipe = {
+        key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if key != "out"
+    }
+    recipe = {key: value for key, value in recipe.items() if value is not None}
+    task = recipe.get("task", "sums")
     flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in recipe.items())
     versions = {package: installed_version(package) for package in ("torch", "transformers", "tokenizers")}
     return {
         "command": f"python -m srpo_recipe.starter.tiny --out srpo_recipe/assets/{args.out.name} {flags}",
         "recipe": recipe,
         "corpus": {
-            "task": "srpo_recipe/starter/sums.py, split train",
+            "task": f"srpo_recipe/starter/{task}.py, split train",
             "plain": f"{1 - args.shown_share:.0%}: the prompt alone; every step of the solution slips with "
             f"probability {args.slip}",
             "shown": f"{args.shown_share:.0%}: the self-teacher's prompt with a correct solution; the target is a "
-            "correct solution in an order of its own",
+            "correct solution of its own",
             "examples": args.steps * args.batch,
         },
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -69,12 +74,14 @@ def build(args: argparse.Namespace) -> list[str]:
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, args)
+    if args.start:
+        model.load_state_dict(AutoModelForCausalLM.from_pretrained(args.start, dtype=torch.float32).state_dict())
     print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(tokenizer)} tokens", flush=True)
     warm_start(model, tokenizer, args)
     print("measuring", flush=True)
-    acceptance = measure(model, tokenizer, seed=args.seed)
+    acceptance = measure(model, tokenizer, seed=args.seed, name=args.task)
     print(json.dumps(acceptance, indent=2), flush=True)
-    failures = unmet(acceptance)
+    failures = unmet(acceptance, args.task)
     out = args.out.with_name(args.out.name + ".rejected") if failures else args.out
     save(model, tokenizer, out, provenance(model, args, acceptance, time.time() - started))
     print(f"wrote {out}")

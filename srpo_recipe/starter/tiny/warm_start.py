@@ -3,25 +3,32 @@
 import argparse
 import random
 import time
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from srpo_recipe.method.chat import fill
 from srpo_recipe.settings.schema import TEACHER_TEMPLATE
-from srpo_recipe.starter import sums
+from srpo_recipe.starter import picks, sums
 from srpo_recipe.starter.tiny.network import chat
 
+# Modules with the same functions: problems, prompts, right solutions and those that slip, and the verifier.
+TASKS: dict[str, Any] = {"sums": sums, "picks": picks}
 
-def example(tokenizer, rng: random.Random, shown: bool, slip: float) -> tuple[list[int], list[int]]:
-    """Token ids (prompt, response with its end). `shown`: the prompt carries a correct solution, in another order."""
-    terms = sums.draw_terms(rng, "train")
-    turn = sums.prompt_text(terms)
+
+def example(tokenizer, rng: random.Random, shown: bool, slip: float, task: Any = sums) -> tuple[list[int], list[int]]:
+    """Token ids (prompt, response with its end). `shown`: the prompt carries a correct solution, another one than the target.
+
+    task: one of TASKS.
+    """
+    terms = task.draw_terms(rng, "train")
+    turn = task.prompt_text(terms)
     if shown:
-        turn = fill(TEACHER_TEMPLATE, prompt=turn, demonstration=sums.correct_solution(terms, rng))
-        response = sums.correct_solution(terms, rng)
+        turn = fill(TEACHER_TEMPLATE, prompt=turn, demonstration=task.correct_solution(terms, rng))
+        response = task.correct_solution(terms, rng)
     else:
-        response = sums.slipping_solution(terms, rng, slip)
+        response = task.slipping_solution(terms, rng, slip)
     return chat(tokenizer, turn), tokenizer.encode(response, add_special_tokens=False) + [tokenizer.eos_token_id]
 
 
@@ -45,7 +52,7 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
 
 def warm_start(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> None:
     """Next-token training on the responses; the two kinds of examples run apart (less padding), in one update."""
-    rng = random.Random(args.seed)
+    rng, task = random.Random(args.seed), TASKS[args.task]
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     shown = round(args.shown_share * args.batch)
     started = time.time()
@@ -55,7 +62,7 @@ def warm_start(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, args
             group["lr"] = learning_rate(step, args)
         losses = []
         for is_shown, count in ((False, args.batch - shown), (True, shown)):
-            pairs = [example(tokenizer, rng, is_shown, args.slip) for _ in range(count)]
+            pairs = [example(tokenizer, rng, is_shown, args.slip, task) for _ in range(count)]
             ids, labels = collate(pairs, tokenizer.pad_token_id)
             # Right padding under a causal mask needs no attention mask: no response token sees a pad.
             loss = model(input_ids=ids, labels=labels).loss
