@@ -16,7 +16,7 @@ PAGES, RESULTS = DRAW["pages"](), sorted((ROOT / "docs" / "results").glob("*.jso
 # the first column.
 STATED = {
     "README.md": ["", "page"],
-    "data.md": ["TASK", "task"],
+    "data.md": ["TASK"],
     "docker.md": ["flag", "file"],
     "doctor.md": ["check", "set-up"],
     "evaluation.md": ["option"],
