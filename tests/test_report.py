@@ -380,8 +380,10 @@ def several(tmp_path):
 
 
 def test_the_table_of_several_runs(several, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["compare", str(several)])
+    monkeypatch.setattr(sys, "argv", ["compare", str(several), "--results", str(several / "results.json")])
     compare.main()
+    found = json.loads((several / "results.json").read_text())
+    assert found["rows"][0][:6] == ["grpo", "1", 4, "25.0", "45.0 (4)", "45.0"] and found["seeds"] == [1, 2]
     grpo, srpo = json.loads((several / "comparison.json").read_text())
     assert (grpo["method"], grpo["seeds"], grpo["last_spread"]) == ("grpo", [1], None)
     assert srpo["method"] == "srpo" and srpo["seeds"] == [1, 2] and srpo["steps"] == 4

@@ -52,6 +52,8 @@ def test_files_hold_verl_rows_and_gold_solutions_score_one(tmp_path):
         assert len(table) == size
         prompts[split] = {row["prompt"][0]["content"] for row in table}
         for index, row in enumerate(table):
+            reference = row["extra_info"].pop("reference")
+            assert sums.verify(reference, row["reward_model"]["ground_truth"]) == 1.0
             assert row["data_source"] == "sums" and row["extra_info"] == {"split": split, "index": index}
             assert [message["role"] for message in row["prompt"]] == ["user"]
             assert row["reward_model"]["style"] == "rule"

@@ -21,6 +21,7 @@ from srpo_recipe.inspect.page import write_page
 from srpo_recipe.inspect.runs import curve, interval, load, repeated
 from srpo_recipe.records.figures import COLORS, pyplot
 from srpo_recipe.records.files import write_whole
+from srpo_recipe.records.results import write_results
 
 
 def row(method: str, runs: list[dict]) -> dict:
@@ -44,23 +45,32 @@ def row(method: str, runs: list[dict]) -> dict:
     }
 
 
+COLUMNS = (
+    *("method", "seeds", "steps", "before", "best of the mean (step)", "last, mean", "95 % interval", "spread"),
+    *("last by seed", "seconds a run"),
+)
+
+
+def cells(r: dict) -> list[str | int]:
+    """A row as it is shown, accuracies in percent."""
+    return [
+        r["method"],
+        " ".join(map(str, r["seeds"])),
+        r["steps"],
+        f"{100 * r['before']:.1f}",
+        f"{100 * r['best']:.1f} ({r['best_step']})",
+        f"{100 * r['last']:.1f}",
+        "-" if r["last_interval"] is None else " to ".join(f"{100 * end:.1f}" for end in r["last_interval"]),
+        "-" if r["last_spread"] is None else f"{100 * r['last_spread']:.1f}",
+        " ".join(f"{100 * value:.1f}" for value in r["last_by_seed"]),
+        f"{r['seconds']:.0f}",
+    ]
+
+
 def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
-    lines = [
-        "| method | seeds | steps | before | best of the mean (step) | last, mean | 95 % interval | spread | "
-        "last by seed | seconds a run |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        spread = "-" if r["last_spread"] is None else f"{100 * r['last_spread']:.1f}"
-        ends = "-" if r["last_interval"] is None else " to ".join(f"{100 * end:.1f}" for end in r["last_interval"])
-        by_seed = " ".join(f"{100 * value:.1f}" for value in r["last_by_seed"])
-        lines.append(
-            f"| {r['method']} | {' '.join(map(str, r['seeds']))} | {r['steps']} | {100 * r['before']:.1f} | "
-            f"{100 * r['best']:.1f} ({r['best_step']}) | {100 * r['last']:.1f} | {ends} | {spread} | "
-            f"{by_seed} | {r['seconds']:.0f} |"
-        )
-    return "\n".join(lines) + "\n"
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(map(str, cells(r)))} |" for r in rows)]) + "\n"
 
 
 def draw(runs: dict[str, list[dict]], path: Path) -> None:
@@ -124,6 +134,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=METHOD,SEED",
         help="of an exported run whose name does not say it",
     )
+    made.add_argument(
+        "--results", type=Path, metavar="FILE", help="also write the table as a file of results, docs/results/NAME.json"
+    )
     return made
 
 
@@ -140,6 +153,10 @@ def main() -> None:
     write_whole(folder / "comparison.json", json.dumps(rows, indent=1) + "\n")
     write_whole(folder / "comparison.md", table(rows))
     draw(runs, folder / "comparison.png")
+    if arguments.results:
+        about = f"Runs side by side: {', '.join(runs)}; accuracies in %"
+        seeds = sorted({seed for r in rows for seed in r["seeds"]})
+        write_results(arguments.results, about, COLUMNS, [cells(r) for r in rows], seeds)
     for text in repeated(runs):
         print(f"WARNING {text}: not a second sample", flush=True)
     try:
