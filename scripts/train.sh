@@ -5,7 +5,8 @@
 #   bash scripts/train.sh --cfg job --resolve   the whole configuration
 # On a Ray cluster that others started, from one of its machines:
 #   SRPO_USE_RAY_ADDRESS=1 RAY_ADDRESS=HOST:PORT bash scripts/train.sh trainer.nnodes=2 ...
-# Exit status 75: stopped on request (`touch RUN_FOLDER/STOP`), with a checkpoint. The same command goes on from it.
+# Exit status 75: stopped on request (`touch RUN_FOLDER/STOP`, Ctrl-C, kill), with a checkpoint, from which the same command goes
+# on. 130, 143, 129: a signal that left no time for one (run.grace_seconds).
 # The doctor (docs/doctor.md) looks at the machine first; SRPO_DOCTOR=no starts without.
 # SRPO_VENV names another environment than .venv.
 

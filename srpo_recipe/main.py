@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from srpo_recipe.machine import on_cpu
 from srpo_recipe.records import owners
 from srpo_recipe.records.tables import print_table
-from srpo_recipe.run import cluster, folder, queue_key, screen, stop
+from srpo_recipe.run import cluster, folder, guard, queue_key, screen, stop
 from srpo_recipe.run.prepare import prepare
 from srpo_recipe.run.summary import summarise
 from srpo_recipe.settings.describe import describe
@@ -22,6 +22,11 @@ BEGUN = Event()
 
 
 def main() -> None:
+    """Run, in a process of its own that nothing of it outlives (run/guard.py)."""
+    guard.guarded(command)
+
+
+def command() -> None:
     """Compose the config and run. Where Hydra ends the command for an argument, what is wrong with it and the fix follow."""
     try:
         on_cpu()
@@ -78,20 +83,18 @@ def run(config: DictConfig, start: folder.Start) -> None:
     except TimeoutError as error:
         sys.exit(f"Cluster error: {error}")
     print(f"logs of all processes: {config.run.dir}/{screen.FOLDER}", flush=True)
+    guard.tell(config.run.dir, config.trainer.default_local_dir)
     with screen.of_run(config.run.dir, config.run.console, config.run.started_at) as shown, queue_key.made(config):
-        import ray
+        from srpo_recipe.training.watch.driver import ended_clearly  # ray
 
-        from srpo_recipe.training.watch.driver import ended_clearly
-
-        with ended_clearly(config.run.dir, shown.err):
+        with ended_clearly(config, shown) as begun:
             from srpo_recipe.training.launch import launch  # verl, which takes seconds
 
             shown.phase("environment")
-            launch(config)
-        shown.ended.wait(screen.LAST_LINES_SECONDS)
-        ray.shutdown()
+            launch(config, begun)
     if (step := stop.confirmed(config)) is not None:
-        print(f"stopped after step {step}, as {config.run.stop_file} asked; the same command goes on from there")
+        asked = begun.ending.signal.name if begun.ending.signal is not None else config.run.stop_file
+        print(f"stopped after step {step}, as {asked} asked; the same command goes on from there")
         sys.exit(stop.STATUS)
     summary = summarise(config)
     if summary["steps"] == start.step and not config.trainer.val_only:

@@ -1,10 +1,13 @@
 """What the tests of real Ray and Slurm clusters share: a small run of two FSDP ranks, one on each of two nodes."""
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 from srpo_recipe.records.metrics_file import read_lines
 
@@ -49,3 +52,45 @@ def until(condition: Callable[[], object], seconds: float, why: Callable[[], str
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s:\n{why()}"
         time.sleep(0.2)
+
+
+class Run:
+    """A small run on this machine, under `root`, that has made two steps, and every process of it. A context manager."""
+
+    def __init__(self, root: Path, *overrides: str):
+        self.root = root
+        settings = [*SETTINGS, f"run.root={root}", *overrides]
+        with (root / "log.txt").open("w") as log:
+            self.command = subprocess.Popen(
+                [sys.executable, "-m", "srpo_recipe.main", *settings],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+                cwd=root,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> "Run":
+        until(lambda: len(steps(self.root)) >= 2 or self.command.poll() is not None, 700, self.log)
+        assert self.command.poll() is None, self.log()[-5000:]
+        front = psutil.Process(self.command.pid)
+        self.family = [front, *front.children(recursive=True)]
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in self.left():
+            process.kill()
+
+    def process(self, name: str) -> psutil.Process:
+        """One of the run's by a part of its command line; the two in front by what they are."""
+        front = self.family[0]
+        own = {"the process in front": front, "the driver": front.children()[0]}
+        own["a driver without a terminal"] = front
+        return own.get(name) or next(one for one in self.family if name in " ".join(one.cmdline()))
+
+    def left(self) -> list[psutil.Process]:
+        """Those that still run."""
+        return [one for one in self.family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+    def log(self) -> str:
+        return (self.root / "log.txt").read_text()

@@ -336,6 +336,7 @@ CONTRADICTIONS = {
     "algorithm.rollout_correction.rollout_rs": ("token_k1", "set it to null"),
     "actor_rollout_ref.rollout.calculate_log_probs": (False, "calculate_log_probs=True"),
     "run.wait_seconds": (-1, "must be a number of seconds"),
+    "run.grace_seconds": (float("nan"), "must be a number of seconds"),
     "run.samples": (-1, "set it to a whole number of groups a step, or to 0"),
     "actor_rollout_ref.actor.checkpoint.load_contents": (["optimizer"], "add model"),
 }

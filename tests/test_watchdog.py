@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import io
 import subprocess
 import sys
 import threading
@@ -11,9 +12,12 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from checkpoints import write_checkpoint
+from omegaconf import OmegaConf
 from ray.core.generated import common_pb2
 from ray.exceptions import ActorDiedError, RayTaskError
 
+from srpo_recipe.run.screen import Screen
 from srpo_recipe.training.watch import actors, driver, logs, sync_watch
 from srpo_recipe.training.watch.actors import Server, answers, dead_actors, engine_error
 from srpo_recipe.training.watch.driver import ended_clearly
@@ -179,30 +183,39 @@ def test_any_http_answer_is_a_sign_of_life():
     assert not answers(address)
 
 
-def test_driver_shows_the_report_and_not_an_old_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(driver, "ray", SimpleNamespace(shutdown=lambda: print("shut down")))
+@pytest.fixture
+def config(tmp_path):
+    places = {"dir": str(tmp_path), "stop_file": str(tmp_path / "STOP"), "grace_seconds": 20}
+    return OmegaConf.create({"run": places, "trainer": {"default_local_dir": str(tmp_path / "checkpoints")}})
+
+
+@pytest.fixture
+def shown():
+    screen = Screen(io.StringIO(), io.StringIO(), 0.0)
+    screen.ended.set()
+    return screen
+
+
+def test_driver_shows_the_report_and_not_an_old_one(tmp_path, config, shown, monkeypatch):
+    monkeypatch.setattr(driver.ray, "shutdown", lambda: None)
     stored = [None]
     monkeypatch.setattr(driver, "reported", lambda: stored[0])
     path = tmp_path / "failure.txt"
 
     path.write_text("old")
-    with ended_clearly(tmp_path, sys.stderr):
+    with ended_clearly(config, shown):
         assert not path.exists()
     assert not path.exists()
 
-    with pytest.raises(SystemExit) as status, ended_clearly(tmp_path, sys.stderr):
+    with pytest.raises(SystemExit) as status, ended_clearly(config, shown):
         stored[0] = "the cause"
         raise ActorDiedError()
     assert status.value.code == 1 and path.read_text() == "the cause"
 
     stored[0] = None
-    with pytest.raises(SystemExit), ended_clearly(tmp_path, sys.stderr):
+    with pytest.raises(SystemExit), ended_clearly(config, shown):
         raise ValueError("bad value")
-    assert "bad value" in path.read_text() and "bad value" in capsys.readouterr().err
-
-    with pytest.raises(KeyboardInterrupt), ended_clearly(tmp_path, sys.stderr):
-        raise KeyboardInterrupt
-    assert not path.exists()
+    assert "bad value" in path.read_text() and "bad value" in shown.err.getvalue()
 
 
 def test_driver_reads_the_text_of_a_remote_error():
@@ -313,21 +326,21 @@ def test_killed_server_ends_the_run(tmp_path):
     assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_a_disk_that_takes_no_failure_file_hides_no_cause(tmp_path, monkeypatch, capsys):
+def test_a_disk_that_takes_no_failure_file_hides_no_cause(tmp_path, config, shown, monkeypatch):
     """Before, the reporter's own traceback took the place of the cause."""
 
     def full(path, text):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("srpo_recipe.training.watch.driver.write_whole", full)
-    monkeypatch.setattr(
-        "srpo_recipe.training.watch.driver.reported", lambda: "The run ended: the disk is full\n\nmore\n"
-    )
-    with pytest.raises(SystemExit), ended_clearly(str(tmp_path), sys.stderr):
+    monkeypatch.setattr(driver, "write_whole", full)
+    monkeypatch.setattr(driver, "reported", lambda: "The run ended: the disk is full\n\nmore\n")
+    write_checkpoint(tmp_path / "checkpoints", 4)
+    with pytest.raises(SystemExit), ended_clearly(config, shown):
         raise RuntimeError("anything")
-    last = capsys.readouterr().err.splitlines()[-3:]
+    last = shown.err.getvalue().splitlines()[-4:]
     assert last == [
         "The run ended: the disk is full",
         f"{tmp_path}/failure.txt could not be written: No space left on device",
         f"What every process wrote is in {tmp_path}/logs",
+        f"The last whole checkpoint is {tmp_path}/checkpoints/global_step_4: the same command goes on from it.",
     ]

@@ -9,7 +9,7 @@ import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from srpo_recipe.data import usable
-from srpo_recipe.run import folder
+from srpo_recipe.run import folder, guard
 from srpo_recipe.settings.places import PATHS
 from srpo_recipe.settings.wire import wire
 
@@ -51,7 +51,7 @@ def fill(config: DictConfig) -> None:
         else:  # a cluster of its own, whoever else runs one on this machine
             config.ray_kwargs.ray_init.address = "local"
         OmegaConf.resolve(config)
-        config.run.started_at = config.run.started_at or psutil.Process().create_time()
+        config.run.started_at = config.run.started_at or psutil.Process(guard.first()).create_time()
         wire(config)
         _room_for_a_prompt(config)
         config.actor_rollout_ref.srpo = config.srpo

@@ -2,6 +2,7 @@
 
 MARK = "srpo| "
 PHASE = "done: "  # a phase of the start is over; the screen adds its seconds
+ENGINE = "rollout engine"  # the last phase before steps are made
 END = "trained"  # the phase that says that no line comes after it
 
 

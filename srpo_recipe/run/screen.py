@@ -4,8 +4,11 @@ RUN/logs/driver.log holds what the driver's process writes, Ray's copy of the wo
 what one process of the cluster writes. `run.console=all` shows everything, and keeps RUN/logs as well.
 """
 
+import contextlib
+import io
 import os
 import re
+import stat
 import sys
 import threading
 import time
@@ -14,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from srpo_recipe.run.say import END, MARK, PHASE
+from srpo_recipe.run.say import END, ENGINE, MARK, PHASE
 
 FOLDER = "logs"
 DRIVER_LOG = "driver.log"
@@ -28,20 +31,50 @@ class Screen:
     def __init__(self, out: TextIO, err: TextIO, began: float):
         self.out, self.err, self.last = out, err, began
         self.ended = threading.Event()
-        self._lock = threading.Lock()
+        self.phases: list[str] = []
+        self.step = ""  # the one that was last said to be over, as "12/40"
+        self._lock = threading.RLock()  # a signal's handler may interrupt a line with its own
         self._bar = _Bar(out) if out.isatty() else None
 
     def line(self, text: str) -> None:
         """Show one line as it was said, or the seconds of a phase."""
-        with self._lock:
-            if text == f"{PHASE}{END}":
-                self.ended.set()
-            elif text.startswith(PHASE):
-                self._phase(text.removeprefix(PHASE))
+        self.note(text)
+        with self._lock, contextlib.suppress(OSError):  # nobody may be there to read; the run goes on
+            if text.startswith(PHASE):
+                if not self.ended.is_set():
+                    self._phase(text.removeprefix(PHASE))
             elif self._bar is not None:
                 self._bar.line(text)
             else:
                 print(text, file=self.out, flush=True)
+
+    def note(self, text: str) -> None:
+        """Know of a line what `training` and `where` tell, without showing it."""
+        if text.startswith(PHASE):
+            self.phases.append(text.removeprefix(PHASE))
+            if self.phases[-1] == END:
+                self.ended.set()
+        elif step := _STEP.match(text):
+            self.step = f"{step[1]}/{step[2]}"
+
+    def training(self) -> bool:
+        """Whether the start is over: steps are made, or the validation before the first."""
+        return ENGINE in self.phases
+
+    def where(self) -> str:
+        """How far the run has come, as its lines tell."""
+        if self.step:
+            return f"after step {self.step}"
+        return f"{'the first step' if self.training() else 'start'}, after: {', '.join(self.phases) or 'nothing'}"
+
+    def hung_up(self) -> None:
+        """The terminal may be gone: what would go there goes nowhere. A file or a pipe gets the lines as before."""
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        for stream in (self.out, self.err):
+            with contextlib.suppress(io.UnsupportedOperation):  # a stream without a file
+                if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):
+                    os.dup2(nothing, stream.fileno())
+        os.close(nothing)
 
     def phase(self, name: str) -> None:
         """A phase of the start has ended."""
@@ -94,7 +127,7 @@ def of_run(run_dir: str, console: str, began: float) -> Iterator[Screen]:
     logs.mkdir(parents=True, exist_ok=True)
     if console == "all":
         screen = Screen(sys.stdout, sys.stderr, began)
-        with _processes_kept(logs, lambda line: screen.ended.set() if line == f"{PHASE}{END}" else None):
+        with _processes_kept(logs, screen.note):
             yield screen
         return
     with _streams_into(logs / DRIVER_LOG) as (out, err):

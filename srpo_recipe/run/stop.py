@@ -8,10 +8,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from srpo_recipe.records import checkpoint
 from srpo_recipe.records.files import write_whole
 
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on
 CONFIRMATION = "stopped.txt"
+FAILURE = "failure.txt"  # why the last start did not come to its end
 
 
 def clear(config: DictConfig) -> None:
@@ -33,3 +35,13 @@ def confirmed(config: DictConfig) -> int | None:
     """The step after which the run was stopped, or None if it went to its end."""
     path = Path(config.run.dir) / CONFIRMATION
     return int(path.read_text()) if path.exists() else None
+
+
+def again(checkpoints: str) -> str:
+    """What the same command does after a run that did not come to its end. checkpoints: trainer.default_local_dir."""
+    step = checkpoint.newest_whole(checkpoints)
+    if step is None:
+        return "There is no whole checkpoint yet: the same command starts at step 0."
+    return (
+        f"The last whole checkpoint is {checkpoint.step_folder(checkpoints, step)}: the same command goes on from it."
+    )

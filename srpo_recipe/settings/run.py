@@ -48,6 +48,9 @@ class RunConfig:
     started_at: float = 0
     # Make this file, and the run writes a checkpoint after its current step and ends with status 75.
     stop_file: str = "${run.dir}/STOP"
+    # What a run may take, after SIGTERM, SIGHUP or SIGINT, to end its step and write a checkpoint; then it ends without. 0: it
+    # ends at once.
+    grace_seconds: float = 20
     # How long a run waits for its nodes to join the cluster that RAY_ADDRESS names.
     wait_seconds: float = 600
     # Groups of rollouts that each training step writes into run.dir/samples, token by token, and questions that each

@@ -16,7 +16,7 @@ from srpo_recipe.records.metrics_file import JsonLines
 from srpo_recipe.run import loggers, stop, sync_gap
 from srpo_recipe.run.curve import Curve
 from srpo_recipe.run.health import Health, Unhealthy, advice
-from srpo_recipe.run.say import END, phase_done, say
+from srpo_recipe.run.say import END, ENGINE, phase_done, say
 from srpo_recipe.run.step_log import StepLog
 from srpo_recipe.run.summary import measure
 from srpo_recipe.settings.options import routing
@@ -154,7 +154,7 @@ class LifecycleTrainer(PPOTrainer):
     def on_init_end(self):
         with self.watchdog.guard("first weight sync"):
             super().on_init_end()
-        phase_done("rollout engine")
+        phase_done(ENGINE)
 
     def fit(self, agent_loop_manager):
         with self.watchdog.guard("start of training"):

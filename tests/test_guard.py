@@ -1,0 +1,152 @@
+"""The process in front of a run: it hands signals on, ends with the run's status, and nothing that the run started outlives
+it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from checkpoints import write_checkpoint
+from cluster_runs import until
+
+from srpo_recipe.run import guard
+
+# A driver that starts what a run may: a child, one in a session of its own, and one whose parent has ended, each of which would
+# live for minutes. It ends as its last line says.
+DRIVER = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from srpo_recipe.run import guard
+
+guard.LINGER_SECONDS = 0.5
+
+def command():
+    folder = Path(sys.argv[1])
+    signals = []
+    for number in guard.SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: signals.append(number))
+    sleep = "import time; time.sleep(300)"
+    subprocess.Popen([sys.executable, "-c", sleep])
+    subprocess.Popen([sys.executable, "-c", sleep], start_new_session=True)
+    daemon = f"import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleep!r}], start_new_session=True)"
+    subprocess.run([sys.executable, "-c", daemon])
+    guard.tell(str(folder), str(folder / "checkpoints"))
+    (folder / "driver").write_text(str(os.getpid()))
+    while True:
+        time.sleep(0.02)
+        (folder / "signals").write_text(" ".join(map(str, map(int, signals))))
+        if (folder / "end").exists():
+            exec((folder / "end").read_text())
+
+guard.guarded(command)
+"""
+
+
+class Run:
+    """A command with DRIVER behind it, and all the processes of it."""
+
+    def __init__(self, folder: Path, **how):
+        self.folder = folder
+        self.command = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(folder)],
+            stdout=(folder / "log").open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **how,
+        )
+        until(lambda: (folder / "signals").exists(), 60, self.log)
+        self.driver = psutil.Process(int((folder / "driver").read_text()))
+        self.family = [self.driver, *self.driver.children(recursive=True)]
+        assert len(self.family) == 4
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def end(self, code: str) -> None:
+        (self.folder / "draft").write_text(code)
+        (self.folder / "draft").rename(self.folder / "end")
+
+    def signals(self) -> list[int]:
+        return [int(number) for number in (self.folder / "signals").read_text().split()]
+
+    def left(self) -> list[psutil.Process]:
+        return [one for one in self.family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = Run(tmp_path)
+    yield made
+    for process in made.left():
+        process.kill()
+    made.command.wait(10)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "code, status",
+    [
+        ("sys.exit(0)", 0),
+        ("sys.exit(75)", 75),
+        ("sys.exit('a fault')", 1),
+        ("1 / 0", 1),
+        ("raise KeyboardInterrupt", 130),
+    ],
+)
+def test_it_ends_with_the_status_of_the_run_and_leaves_nothing(run, code, status):
+    run.end(code)
+    assert run.command.wait(60) == status
+    assert run.left() == []
+    assert {"sys.exit('a fault')": "a fault", "1 / 0": "ZeroDivisionError"}.get(code, "") in run.log()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", guard.SIGNALS)
+def test_a_signal_to_the_group_of_the_command_reaches_the_driver_alone_and_once(run, number):
+    """As a terminal sends it, or `timeout`: the cluster of a run, which no signal should reach, goes on."""
+    os.killpg(run.command.pid, number)
+    until(run.signals, 20, run.log)
+    time.sleep(0.3)
+    assert run.signals() == [number] and len(run.left()) == 4
+    run.end("sys.exit(0)")
+    assert run.command.wait(60) == 0
+
+
+@pytest.mark.timeout(120)
+def test_a_driver_that_is_killed_leaves_nothing_but_a_record(run, tmp_path):
+    write_checkpoint(tmp_path / "checkpoints", 4)
+    killed = time.monotonic()
+    run.driver.kill()
+    assert run.command.wait(60) == 128 + signal.SIGKILL
+    assert run.left() == [] and time.monotonic() - killed < 30
+    record = (tmp_path / "failure.txt").read_text()
+    assert record.startswith("The run ended: its driver was killed by SIGKILL\n")
+    last = f"The last whole checkpoint is {tmp_path}/checkpoints/global_step_4: the same command goes on from it."
+    assert record.splitlines()[-1] == run.log().splitlines()[-1] == last
+
+
+@pytest.mark.timeout(120)
+def test_where_the_process_in_front_is_killed_the_driver_is_told_and_ends_the_rest(run):
+    run.command.kill()
+    run.command.wait(10)
+    until(run.signals, 20, run.log)
+    assert run.signals() == [signal.SIGTERM]
+    run.end("assert guard.left_alone(); sys.exit(0)")
+    until(lambda: not run.left(), 30, run.log)
+
+
+@pytest.mark.timeout(120)
+def test_a_signal_that_was_ignored_stays_ignored(tmp_path):
+    """As nohup has it for SIGHUP."""
+    run = Run(tmp_path, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    os.killpg(run.command.pid, signal.SIGHUP)
+    run.driver.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert run.signals() == [] and len(run.left()) == 4
+    run.end("sys.exit(0)")
+    assert run.command.wait(60) == 0 and run.left() == []
