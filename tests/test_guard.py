@@ -39,7 +39,8 @@ def command():
     (folder / "driver").write_text(str(os.getpid()))
     while True:
         time.sleep(0.02)
-        (folder / "signals").write_text(" ".join(map(str, map(int, signals))))
+        (folder / "next").write_text(" ".join(map(str, map(int, signals))))
+        (folder / "next").rename(folder / "signals")
         if (folder / "end").exists():
             exec((folder / "end").read_text())
 

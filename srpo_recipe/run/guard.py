@@ -2,9 +2,9 @@
 
 The process that the user starts forks. The child, the driver, leads a session of its own, with all that it starts in it: what a
 terminal or `timeout` sends to the process group of the command reaches the process in front alone, which hands it on once, and
-the run can write its checkpoint. Each of the two adopts the processes that lose their parent (Linux), so that the driver ends what is
-left of its run, and the process in front what a driver that was killed has left. Where the process in front is killed, the kernel
-sends the driver a SIGTERM.
+the run can write its checkpoint. Each of the two adopts the processes that lose their parent (Linux), so that the driver ends
+what is left of its run, and the process in front what a driver that was killed has left. Where the process in front is killed,
+the kernel sends the driver a SIGTERM.
 """
 
 import contextlib
@@ -123,6 +123,12 @@ def _end(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream_number in (
+        1,
+        2,
+    ):  # Ray's threads go on telling of a cluster that is gone; the last line was the run's own
+        os.dup2(nothing, stream_number)
     end_family()
     os._exit(status)
 

@@ -86,7 +86,12 @@ def _text(ending: Ending, where: str, error: Exception | KeyboardInterrupt) -> s
         told = f"{name} came{'' if isinstance(error, KeyboardInterrupt) and not ending.cause else also}"
         return compose(f"{name} ended it", where, told, ASKED)
     if isinstance(error, KeyboardInterrupt):
-        return compose(ending.cause, where, f"Found out in the driver: {ending.cause}.", DIED)
+        return compose(
+            ending.cause,
+            where,
+            "Its process is gone, and without it nothing goes on.",
+            DIED,
+        )
     return cause_of(error, where)
 
 
