@@ -123,12 +123,10 @@ def _end(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    # Ray's threads go on telling of a cluster that is gone; the last line was to be the run's own.
     nothing = os.open(os.devnull, os.O_WRONLY)
-    for stream_number in (
-        1,
-        2,
-    ):  # Ray's threads go on telling of a cluster that is gone; the last line was the run's own
-        os.dup2(nothing, stream_number)
+    for file in (1, 2):
+        os.dup2(nothing, file)
     end_family()
     os._exit(status)
 
