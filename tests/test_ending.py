@@ -1,13 +1,19 @@
 """What a signal makes of a run, in its driver: time for a checkpoint, or the end now; and what is said then."""
 
+import inspect
 import io
 import signal
 import time
 from pathlib import Path
 
 import pytest
+import ray
 from checkpoints import write_checkpoint
 from omegaconf import OmegaConf
+from ray._private import worker
+from ray._private.node import Node
+from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
+from verl.trainer.main_ppo import run_ppo
 
 from srpo_recipe.run import ending, stop
 from srpo_recipe.run.ending import Ending
@@ -158,7 +164,7 @@ def test_what_fails_after_a_signal_is_told_with_it(config, shown, tmp_path):
     )
 
 
-class Node:
+class Cluster:
     """What Ray knows of the processes that it has started here."""
 
     def __init__(self, **codes: int | None):
@@ -185,7 +191,7 @@ class Process:
     ],
 )
 def test_the_dead_of_the_cluster_have_plain_names(monkeypatch, codes, says):
-    monkeypatch.setattr("ray._private.worker._global_node", Node(**codes))
+    monkeypatch.setattr("ray._private.worker._global_node", Cluster(**codes))
     found = dead_process()
     assert found is None if says is None else found.startswith(says)
 
@@ -194,7 +200,7 @@ def test_the_dead_of_the_cluster_have_plain_names(monkeypatch, codes, says):
 def test_a_cluster_that_dies_ends_the_run_at_once_and_ray_is_not_asked(config, shown, tmp_path, monkeypatch):
     """Before, GCS that was killed ended the run after a minute, as "the trainer's process died"."""
     monkeypatch.setattr(cluster_watch, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr("ray._private.worker._global_node", Node(gcs_server=-9))
+    monkeypatch.setattr("ray._private.worker._global_node", Cluster(gcs_server=-9))
     monkeypatch.setattr(driver.ray, "shutdown", lambda: pytest.fail("Ray was asked"))
     with pytest.raises(SystemExit) as end, ended_clearly(config, shown) as begun:
         begun()
@@ -210,6 +216,17 @@ def test_a_watch_that_was_stopped_finds_nothing(monkeypatch):
     monkeypatch.setattr(cluster_watch, "LOOK_SECONDS", 0.1)
     watch = ClusterWatch(found.append)
     watch.stop()
-    monkeypatch.setattr("ray._private.worker._global_node", Node(raylet=0))
+    monkeypatch.setattr("ray._private.worker._global_node", Cluster(raylet=0))
     time.sleep(0.4)
     assert found == []
+
+
+def test_what_is_leaned_on_of_verl_and_ray():
+    """verl makes its runner when Ray runs, in the driver's main thread; ray.init takes SIGTERM; Ray knows the dead of its own."""
+    source = inspect.getsource(run_ppo)
+    places = [source.index(part) for part in ("ray.init(", "task_runner_class.remote()", "ray.get(runner.run.remote(")]
+    assert places == sorted(places) and source.count("task_runner_class.") == 2
+    assert "set_sigterm_handler(sigterm_handler)" in inspect.getsource(ray.init)
+    assert list(inspect.signature(Node.dead_processes).parameters) == ["self"]
+    assert worker._global_node is None  # nothing of Ray runs here
+    assert {PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET} == set(cluster_watch.PLAIN)

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import inspect
 import io
 import subprocess
 import sys
@@ -104,6 +105,48 @@ def test_only_unwanted_deaths_of_own_actors_count(entry, counts):
 def test_first_death_is_the_cause():
     later, first = row("WORKER_DIED", end=5), row("WORKER_DIED", end=2)
     assert dead_actors({"a": later, "b": first}, OWNER) == [first, later]
+
+
+@pytest.mark.parametrize(
+    "reason, kind, says",
+    [
+        (
+            "WORKER_DIED",
+            "SimpleStorageUnit",
+            "a worker process died: the data queue's storage: it (SimpleStorageUnit, pid 7",
+        ),
+        (
+            "NODE_DIED",
+            "WorkerDict",
+            "a node died, or its raylet, the node's scheduler, and with it a training rank: it (Worker",
+        ),
+        ("WORKER_DIED", "Tool", "a worker process died: Tool: it (Tool, pid 7 on 10.0.0.2)"),
+    ],
+)
+def test_the_dead_have_plain_names(monkeypatch, reason, kind, says):
+    monkeypatch.setattr(actors, "ray", SimpleNamespace(util=SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1")))
+    place = {"ActorClassName": f"package.{kind}", "Name": "it", "Pid": 7, "Address": {"IPAddress": "10.0.0.2"}}
+    text = actors.death_report(row(reason) | place, "rollouts of step 3")
+    assert text.startswith(f"The run ended: {says}") and "\nStage: rollouts of step 3\n" in text
+
+
+def test_every_actor_of_a_run_has_a_plain_name():
+    """By the names of its classes; a tool or reward function of the user's may have actors of its own."""
+    from transfer_queue.controller import TransferQueueController
+    from transfer_queue.storage.simple_storage import SimpleStorageUnit
+    from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
+    from verl.single_controller.ray import base
+    from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
+    from verl.workers.rollout.router import GlobalRequestLoadBalancer
+
+    from srpo_recipe.training.group_rollout import GroupWorker
+    from srpo_recipe.training.server import ShutServer
+
+    remote = TransferQueueController, SimpleStorageUnit, AgentLoopWorkerTQ
+    names = {one.__ray_metadata__.class_name for one in remote}
+    names |= {one.__name__ for one in (RewardLoopWorker, GlobalRequestLoadBalancer, GroupWorker, ShutServer)}
+    assert "class WorkerDict(" in inspect.getsource(base)
+    assert names | {"WorkerDict"} == set(actors.PLAIN)
 
 
 def test_last_words_of_a_log():

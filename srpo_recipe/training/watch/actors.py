@@ -10,6 +10,18 @@ from ray.exceptions import RayError
 from srpo_recipe.training.watch.logs import log_tail
 from srpo_recipe.training.watch.report import DIED, compose
 
+# What a run's actors are, by the name of their class.
+PLAIN = {
+    "WorkerDict": "a training rank",
+    "ShutServer": "a server of vLLM, the rollout engine",
+    "GroupWorker": "a worker that asks for rollouts",
+    "AgentLoopWorkerTQ": "a worker that asks for rollouts",
+    "RewardLoopWorker": "a reward worker",
+    "SimpleStorageUnit": "the data queue's storage",
+    "TransferQueueController": "the data queue's controller",
+    "GlobalRequestLoadBalancer": "what shares requests out among the servers",
+}
+NODE_DIED = "a node died, or its raylet, the node's scheduler"
 POLL_SECONDS = 5.0  # between two looks at the servers
 
 
@@ -17,14 +29,17 @@ def dead_actors(table: dict[str, dict], owner: dict) -> list[dict]:
     """Rows of Ray's actor table, started by the process at `owner`, whose process died and was not ended on purpose."""
     dead = []
     for row in table.values():
-        cause = row["DeathCause"]
-        context = cause.actor_died_error_context
-        reason = type(context).Reason.Name(context.reason)
-        lost = cause.HasField("oom_context") or reason in ("WORKER_DIED", "NODE_DIED")
+        lost = row["DeathCause"].HasField("oom_context") or reason_of(row) in ("WORKER_DIED", "NODE_DIED")
         same = (row["OwnerAddress"]["IPAddress"], row["OwnerAddress"]["Port"]) == (owner["IPAddress"], owner["Port"])
         if lost and same and row["State"] == "DEAD":
             dead.append(row)
     return sorted(dead, key=lambda row: row["EndTime"])
+
+
+def reason_of(row: dict) -> str:
+    """Ray's name of the reason for which the actor of this row died."""
+    context = row["DeathCause"].actor_died_error_context
+    return type(context).Reason.Name(context.reason)
 
 
 def death_report(row: dict, stage: str) -> str:
@@ -33,9 +48,10 @@ def death_report(row: dict, stage: str) -> str:
     message = (cause.oom_context if cause.HasField("oom_context") else cause.actor_died_error_context).error_message
     node = row["Address"]["IPAddress"]
     kind = row["ActorClassName"].rsplit(".", 1)[-1]
-    where = f"{row['Name'] or 'unnamed'} ({kind}, pid {row['Pid']} on {node})"
+    where = f"{PLAIN.get(kind, kind)}: {row['Name'] or 'unnamed'} ({kind}, pid {row['Pid']} on {node})"
+    lost = f"{NODE_DIED}, and with it" if reason_of(row) == "NODE_DIED" else "a worker process died:"
     log = log_tail(pid=row["Pid"]) if node == ray.util.get_node_ip_address() else ""
-    return compose(f"a worker process died: {where}", stage, message, DIED, log)
+    return compose(f"{lost} {where}", stage, message, DIED, log)
 
 
 def engine_error(server) -> str | None:

@@ -13,6 +13,7 @@ from srpo_recipe.records.files import write_whole
 from srpo_recipe.run.ending import Ending
 from srpo_recipe.run.screen import FOLDER, LAST_LINES_SECONDS, Screen
 from srpo_recipe.run.stop import FAILURE, again
+from srpo_recipe.training.watch.actors import NODE_DIED
 from srpo_recipe.training.watch.cluster_watch import ClusterWatch, dead_process
 from srpo_recipe.training.watch.report import DIED, OTHER, compose, error_text, reported
 
@@ -128,5 +129,6 @@ def cause_of(error: Exception, where: str = "see the traceback") -> str:
     if text:
         return text
     if isinstance(error, RayActorError):
-        return compose("the trainer's process died", where, str(error), DIED)
+        lost = f"{NODE_DIED}, and with it " if "node has died" in str(error) else ""
+        return compose(f"{lost}the trainer's process died", where, str(error), DIED)
     return compose("an error was raised", where, error_text(error), OTHER)
