@@ -1,7 +1,9 @@
 """A run's folder belongs to its settings: what may start in it, what is refused, and what is written of each start."""
 
 import copy
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -191,6 +193,22 @@ def test_metrics_of_a_run_without_a_checkpoint_are_kept(start, tmp_path):
         start("srpo.beta=3")
     assert start().step == 0
     assert read_lines(tmp_path / "run" / "starts" / "001-metrics.jsonl") == [{"step": 1}]
+
+
+def test_a_full_disk_refuses_a_start_and_frees_the_folder(start, run, monkeypatch):
+    """Before, a traceback, and the lock of a process that was gone."""
+
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as disk, pytest.raises(Refused) as error:
+        disk.setattr(folder, "write_durably", full)
+        start()
+    said = str(error.value)
+    assert f"{run}/starts/002.json: No space left on device (" in said and "GiB free at" in said
+    assert said.endswith(f"{run}/checkpoints/global_step_4: the same command goes on from it.")
+    assert not (run / "lock.json").exists()
+    assert start().step == 4
 
 
 def test_every_start_has_a_record_of_its_own(start, run, monkeypatch):

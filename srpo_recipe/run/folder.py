@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,21 @@ def taken(config: DictConfig) -> Iterator[Start]:
             config.run.resume = ANYWAY if config.run.resume == ANYWAY else "auto"
         if config.run.fresh:
             _move_aside(config, folder)
-        with lock.held(folder):
-            yield _begin(config, folder)
+        with ExitStack() as held:
+            try:
+                held.enter_context(lock.held(folder))
+                start = _begin(config, folder)
+            except OSError as error:
+                raise Refused(_not_taken(config, folder, error)) from error
+            yield start
     except lock.Locked as error:
         raise Refused(str(error)) from None
+
+
+def _not_taken(config: DictConfig, folder: Path, error: OSError) -> str:
+    """Why a start could not prepare the run's folder: a full disk, as a rule."""
+    place, left = error.filename or folder, stop.again(config.trainer.default_local_dir)
+    return f"the run's folder cannot be prepared: {place}: {error.strerror} ({checkpoint.room(folder)}). {left}"
 
 
 def look(config: DictConfig) -> tuple[int, bool]:

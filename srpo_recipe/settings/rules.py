@@ -183,12 +183,6 @@ def check_run(config: DictConfig) -> None:
         isinstance(wait, int | float) and wait >= 0,
         f"run.wait_seconds={wait} must be a number of seconds, 0 or more: how long to wait for a cluster's nodes",
     )
-    grace = config.run.grace_seconds
-    require(
-        is_number(grace) and 0 <= grace < math.inf,
-        f"run.grace_seconds={grace} must be a number of seconds, 0 or more: how long a run that is told to end may take for a "
-        "checkpoint",
-    )
     samples = config.run.samples
     require(
         samples == 0 and not isinstance(samples, bool) or is_count(samples),

@@ -1,5 +1,6 @@
 """The settings of a run's folder: every default once, every wrong value refused with its fix."""
 
+import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from srpo_recipe.settings.kinds import is_number
 from srpo_recipe.verify.settings import require
 
 CAUSES = ("reward", "loss", "gradient", "skipped")  # health.py has what they mean
@@ -85,6 +87,12 @@ def check(config: DictConfig) -> None:
     require(
         most >= 1,
         f"run.most_skipped={most}: set it to a whole number of at least 1, or leave skipped out of run.stop_on",
+    )
+    grace = config.run.grace_seconds
+    require(
+        is_number(grace) and 0 <= grace < math.inf,
+        f"run.grace_seconds={grace} must be a number of seconds, 0 or more: how long a run that is told to end may take for a "
+        "checkpoint",
     )
     require(config.run.console in CONSOLES, f"run.console={config.run.console}: set it to {' or '.join(CONSOLES)}")
     require(
