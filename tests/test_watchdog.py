@@ -23,7 +23,7 @@ from srpo_recipe.training.watch import actors, driver, logs, sync_watch
 from srpo_recipe.training.watch.actors import Server, answers, dead_actors, engine_error
 from srpo_recipe.training.watch.driver import ended_clearly
 from srpo_recipe.training.watch.logs import last_words
-from srpo_recipe.training.watch.report import compose, first_error, plain
+from srpo_recipe.training.watch.report import compose, first_error, plain, raised
 from srpo_recipe.training.watch.sync_watch import SyncWatch
 
 OWNER = {"IPAddress": "10.0.0.1", "Port": 7}
@@ -75,6 +75,16 @@ def test_text_is_plain_and_complete():
     assert "\x1b" not in text and "^^^" not in text
     assert text.index("ValueError: no") < text.index("log") < text.index("Fix it.")
     assert plain("a ^ b") == "a ^ b"
+
+
+def test_the_headline_of_an_error_says_what_it_is():
+    full = OSError(28, "No space left on device", "/runs/a/metrics.jsonl")
+    says = "an error was raised: OSError: [Errno 28] No space left on device: '/runs/a/metrics.jsonl'"
+    assert raised(full) == says
+    remote = RayTaskError("run", f"Traceback (most recent call last):\n  x\n{says[21:]}\n", full)
+    assert raised(remote.as_instanceof_cause()) == says
+    assert raised(RuntimeError("two\nlines")) == "an error was raised: RuntimeError: two"
+    assert raised(ValueError("long " * 999)) == f"an error was raised: {('ValueError: ' + 'long ' * 99)[:300]}"
 
 
 def row(reason, owner=OWNER, state="DEAD", oom=False, end=1):

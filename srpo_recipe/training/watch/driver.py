@@ -15,7 +15,7 @@ from srpo_recipe.run.screen import FOLDER, LAST_LINES_SECONDS, Screen
 from srpo_recipe.run.stop import FAILURE, again
 from srpo_recipe.training.watch.actors import NODE_DIED
 from srpo_recipe.training.watch.cluster_watch import ClusterWatch, dead_process
-from srpo_recipe.training.watch.report import DIED, OTHER, compose, error_text, reported
+from srpo_recipe.training.watch.report import DIED, OTHER, compose, error_text, raised, reported
 
 WAY_OUT_SECONDS = 10.0  # for Ray to end a run's processes, before they are ended without it
 ASKED = (
@@ -131,4 +131,4 @@ def cause_of(error: Exception, where: str = "see the traceback") -> str:
     if isinstance(error, RayActorError):
         lost = f"{NODE_DIED}, and with it " if "node has died" in str(error) else ""
         return compose(f"{lost}the trainer's process died", where, str(error), DIED)
-    return compose("an error was raised", where, error_text(error), OTHER)
+    return compose(raised(error), where, error_text(error), OTHER)

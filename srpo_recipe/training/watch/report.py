@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 GRACE_SECONDS = 5.0  # for verl to raise by itself before a process is ended
+HEADLINE = 300  # characters of an error that stand in a headline
 _NAMESPACE = b"srpo_recipe"
 DIED = """\
 A process killed without a message has most often run out of memory: see `dmesg` on that node, and lower
@@ -76,6 +77,16 @@ def first_error(lines: list[str]) -> str:
 def error_text(error: Exception) -> str:
     """The traceback of an error. One that came through Ray carries the remote traceback as its text."""
     return str(error) if isinstance(error, RayError) else "".join(traceback.format_exception(error))
+
+
+def raised(error: Exception) -> str:
+    """The headline of an error: its type and what it says, in one line."""
+    lines = [
+        line
+        for line in plain(error_text(error)).splitlines()
+        if re.match(r"[\w.]+(Error|Exception|Refused|Unhealthy)\b", line)
+    ]
+    return f"an error was raised{f': {lines[-1][:HEADLINE]}' if lines else ''}"
 
 
 def end(before_exit: Callable[[], None] = lambda: None) -> None:

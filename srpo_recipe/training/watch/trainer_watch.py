@@ -24,6 +24,7 @@ from srpo_recipe.training.watch.report import (
     compose,
     end,
     error_text,
+    raised,
     report,
     reported,
 )
@@ -60,7 +61,7 @@ class Watchdog:
         except Exception as error:
             if not reported():
                 advice = SYNC if "sync" in self.stage else OTHER
-                report(self._behind(error) or compose("an error was raised", self.stage, error_text(error), advice))
+                report(self._behind(error) or compose(raised(error), self.stage, error_text(error), advice))
             self.over.set()
             last = threading.Timer(2 * GRACE_SECONDS, end)  # should the way out be blocked too
             last.daemon = True
