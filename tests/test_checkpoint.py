@@ -321,6 +321,18 @@ def test_a_full_disk_leaves_nothing_half_and_says_what_is_left(tmp_path, monkeyp
     assert pointer(tmp_path) == 2 and trainer.config.trainer.default_local_dir == str(tmp_path)
 
 
+def test_torchs_words_for_a_full_disk_are_not_ours(tmp_path, monkeypatch):
+    """torch.save on a disk without room, as it was seen: "unexpected pos 128 vs 0"."""
+    error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 128 vs 0")
+    space = SimpleNamespace(f_bavail=3, f_frsize=4096)
+    assert "unexpected pos 128" in checkpoint.not_written(tmp_path, 4, error)
+    monkeypatch.setattr(checkpoint.os, "statvfs", lambda path: space)
+    text = checkpoint.not_written(tmp_path, 4, error)
+    assert text.startswith("the checkpoint of step 4 could not be written: the disk is full (0.00 GiB free at ")
+    quota = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "x")
+    assert os.strerror(errno.EDQUOT) in checkpoint.not_written(tmp_path, 4, quota)
+
+
 def test_checkpoints_of_earlier_starts_count(tmp_path):
     """Before, nine starts with keep=2 left eighteen."""
     for start in range(9):

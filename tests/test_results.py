@@ -30,6 +30,7 @@ STATED = {
     "reference.md": ["group", "key"],
     "reproduction.md": ["file"],
     "study.md": ["task"],
+    "resuming.md": ["what ends it"],  # exit statuses
     "security.md": ["what"],
     "verifiers.md": ["key", "rule"],
 }

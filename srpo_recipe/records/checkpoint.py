@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 TRACKER = "latest_checkpointed_iteration.txt"
 STEP_FOLDER = re.compile(r"global_step_(\d+)")
 PARTIAL = ".partial"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LITTLE_BYTES = 1 << 20  # less is a disk that is full
 REMOVED = ".removed"  # ending of a folder that is being removed
 
 
@@ -113,15 +115,23 @@ def point(folder: str | Path, step: int) -> None:
 
 def room(folder: str | Path) -> str:
     """How much is free where checkpoints lie, as part of a message."""
+    count, here = _free(folder)
+    return f"{count / 2**30:.2f} GiB free at {here}"
+
+
+def _free(folder: str | Path) -> tuple[int, Path]:
+    """(bytes that are free, the folder that was asked: the nearest one that is there)."""
     here = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
     space = os.statvfs(here)
-    return f"{space.f_bavail * space.f_frsize / 2**30:.2f} GiB free at {here}"
+    return space.f_bavail * space.f_frsize, here
 
 
 def not_written(folder: str | Path, step: int, error: BaseException) -> str:
     """What a run says that ends because a checkpoint could not be written: the cause, and what it can go on from."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    told = [line.strip() for line in lines if os.strerror(errno.ENOSPC) in line or "PytorchStreamWriter" in line]
+    told = [line.strip() for line in lines if any(os.strerror(kind) in line for kind in FULL)]
+    if not told and _free(folder)[0] < LITTLE_BYTES:  # torch says where its file ended, and not why
+        told = ["the disk is full"]
     try:
         last = pointer(folder)
     except ValueError:

@@ -127,8 +127,8 @@ class LifecycleTrainer(PPOTrainer):
             workers.publish(folder, step)
             checkpoint.point(folder, step)
         except Exception as error:
+            text = checkpoint.not_written(folder, step, error)  # first, while the disk is still as full as it was
             workers.discard(folder)
-            text = checkpoint.not_written(folder, step, error)
             report(compose(text, f"saving after step {step}", error_text(error), OTHER))
             raise RuntimeError(text) from error
         self.saved_step = step
