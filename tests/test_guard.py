@@ -2,6 +2,7 @@
 it."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -139,6 +140,22 @@ def test_where_the_process_in_front_is_killed_the_driver_is_told_and_ends_the_re
     assert run.signals() == [signal.SIGTERM]
     run.end("assert guard.left_alone(); sys.exit(0)")
     until(lambda: not run.left(), 30, run.log)
+
+
+@pytest.mark.timeout(120)
+def test_a_terminal_that_closes_reaches_the_driver_once(tmp_path):
+    """The kernel sends SIGHUP to the group in front of the terminal."""
+    command, terminal = pty.fork()
+    if command == 0:
+        os.execv(sys.executable, [sys.executable, "-c", DRIVER, str(tmp_path)])
+    signals = tmp_path / "signals"
+    until(signals.exists, 60, lambda: "")
+    os.close(terminal)
+    until(signals.read_text, 20, lambda: "")
+    time.sleep(0.3)
+    assert signals.read_text() == str(int(signal.SIGHUP))
+    (tmp_path / "end").write_text("sys.exit(75)")
+    assert os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]) == 75
 
 
 @pytest.mark.timeout(120)

@@ -119,3 +119,38 @@ def test_a_terminal_has_a_bar_of_the_steps_below_the_lines():
         and END not in text
     )
     assert shown.ended.is_set()
+
+
+def test_a_terminal_that_is_gone_ends_nothing(monkeypatch):
+    """Every line to it raises EIO. Before the hang-up is known they are lost, afterwards they go nowhere."""
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(screen, "_Bar", lambda out: None)
+        shown = screen.Screen(terminal, terminal, 0.0)
+        shown.line("step 1/9 | here")
+        assert b"step 1/9 | here" in os.read(master, 1000)
+        os.close(master)
+        with pytest.raises(OSError):
+            os.write(slave, b"x")
+        shown.line("step 2/9 | lost")
+        shown.hung_up()
+        assert os.write(slave, b"x") == 1
+        shown.line("step 3/9 | nowhere")
+        assert shown.where() == "after step 3/9" and not shown.training()
+
+
+def test_a_file_gets_its_lines_after_a_hang_up_as_well(tmp_path):
+    with (tmp_path / "log").open("w") as file:
+        shown = screen.Screen(file, file, 0.0)
+        shown.hung_up()
+        shown.line("step 1/9 | kept")
+    assert (tmp_path / "log").read_text() == "step 1/9 | kept\n"
+
+
+def test_how_far_a_run_has_come():
+    shown = screen.Screen(io.StringIO(), io.StringIO(), 0.0)
+    assert shown.where() == "start, after: nothing"
+    for phase in ("environment", "cluster", "rollout engine"):
+        assert not shown.training()
+        shown.phase(phase)
+    assert shown.training() and shown.where() == "the first step, after: environment, cluster, rollout engine"
