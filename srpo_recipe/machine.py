@@ -4,6 +4,9 @@ import os
 from importlib import metadata
 from pathlib import Path
 
+# Of attention over packed sequences on a CPU (cpu/attention.py), for model.override_config.attn_implementation.
+PACKED_SDPA = "packed_sdpa"
+
 _ACCELERATOR_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/davinci_manager")
 
 
@@ -51,3 +54,11 @@ def register_with_vllm() -> None:
         from srpo_recipe.cpu.vllm_plugin import keep_plain_weights
 
         keep_plain_weights()
+
+
+def register_attention() -> None:
+    """Called before a model is built: on a CPU, attention that takes packed and split sequences."""
+    if on_cpu():
+        from srpo_recipe.cpu import attention
+
+        attention.install(PACKED_SDPA)

@@ -60,11 +60,14 @@ class Run:
     """The engines of one rank for one model, and what it found."""
 
     overrides: tuple[str, ...] = ()
+    options: dict = {}  # of every batch
     model_type = MODEL_TYPE
     first = None  # the plain model that was there first, where adapters keep it
+    split = 1  # ranks that split each sequence, which have the same rows
 
     def __init__(self, folder: Path, model: str, **engine_options):
         self.folder, self.name, self.world = folder, model, dist.get_world_size()
+        self.shares = self.world // self.split
         with initialize_config_module("srpo_recipe_config", version_base=None):
             config = compose(
                 "srpo",
@@ -87,8 +90,8 @@ class Run:
         self.found: dict = {}
         self.build(replace(self.actor_config.engine, **engine_options))
         self.rows = make_rows(self.model)
-        share = ROWS // self.world
-        self.mine = list(range(dist.get_rank() * share, (dist.get_rank() + 1) * share))
+        share, place = ROWS // self.shares, dist.get_rank() // self.split
+        self.mine = list(range(place * share, (place + 1) * share))
         names = ("loss", "gradient", "metrics", "logits_made", "micro_batches", "means", "seen")
         self.found |= {name: {} for name in names}
         self.found["response_tokens"] = sum(len(row["responses"]) for row in self.rows)
@@ -122,9 +125,9 @@ class Run:
         if not taught(case).any():
             return
         routed = [row for row in self.mine if taught(case)[row]]
-        most = int(taught(case).long().view(self.world, -1).sum(-1).max())
+        most = int(taught(case).long().view(self.shares, -1).sum(-1).max())
         routed += [self.mine[0]] * (most - len(routed))
-        options = {"use_dynamic_bsz": True, "max_token_len_per_gpu": 40, **options}
+        options = {"use_dynamic_bsz": True, "max_token_len_per_gpu": 40 // self.split, **self.options, **options}
         for stage in ("teacher", "first") if needs_reference(CASES[case]) else ("teacher",):
             batch = make_batch(self.rows, case, routed, stage, **options)
             with self.teacher.eval_mode():
@@ -134,8 +137,9 @@ class Run:
     def backward(self, case: str, split: str, name: str = "", **options) -> None:
         """Loss, gradients and metrics of one mini-batch, put together as verl's TrainingWorker does."""
         engine, name = self.student, (case, name or split)
-        size = max(1, SPLITS[split] // self.world)
-        batch = make_batch(self.rows, case, self.mine, "update", micro_batch_size_per_gpu=size, **options)
+        size = max(1, SPLITS[split] // self.shares)
+        options = {"micro_batch_size_per_gpu": size, **self.options, **options}
+        batch = make_batch(self.rows, case, self.mine, "update", **options)
         self.logits_made.clear()
         seen = SeenTokens(self.teacher.states)
         with engine.train_mode():
@@ -151,6 +155,7 @@ class Run:
         self.found["loss"][name] = float(loss)
         gathered = [None] * self.world
         dist.all_gather_object(gathered, output["metrics"])
+        gathered = gathered[:: self.split]  # verl takes those of one rank of a group
         self.found["metrics"][name] = {
             key: float(type(gathered[0][key]).aggregate_dp([one[key] for one in gathered]))
             for key in SHOWN
@@ -187,11 +192,11 @@ class Run:
         rows = [dict(row) for row in self.rows]
         if spoil is not None:
             rows[2]["advantages"] = torch.full_like(rows[2]["advantages"], spoil)
-        size = max(1, 4 // self.world)
-        batch = make_batch(rows, "srpo", self.mine, "update", micro_batch_size_per_gpu=size)
+        options = {"micro_batch_size_per_gpu": max(1, 4 // self.shares), **self.options}
+        batch = make_batch(rows, "srpo", self.mine, "update", **options)
         with self.student.train_mode():
             output = self.student.train_batch(batch, partial(update_loss, self.actor_config, self.student.srpo))
-        return output["metrics"]["grad_norm"]
+        return output["metrics"].get("grad_norm")  # of a group, one rank has it
 
     def skipped_step(self) -> None:
         """A step without a finite gradient, then a good one: what moved."""

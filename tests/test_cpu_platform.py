@@ -66,6 +66,64 @@ def test_the_patched_log_probs_are_verls_bit_for_bit_and_still_needed():
         assert torch.equal(ours, theirs)
 
 
+def test_split_sequences_still_need_a_kernel_that_no_cpu_has():
+    """Patch 3: transformers' function asks for flash-attn, and verl splits no other attention."""
+    import transformers
+    from transformers.modeling_flash_attention_utils import _flash_attention_forward
+
+    tensors = [torch.zeros(1, 4, 2, 8)] * 3
+    with pytest.raises((ImportError, ValueError, TypeError)):
+        _flash_attention_forward(*tensors, None, 4, True, attn_implementation="flash_attention_2")
+    with pytest.raises(ImportError):
+        transformers.AutoModelForCausalLM.from_config(small("Qwen3Config"), attn_implementation="flash_attention_2")
+
+
+def small(name: str, **options):
+    """A configuration of two layers."""
+    import transformers
+
+    sizes = dict(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, initializer_range=0.3,
+    )  # fmt: skip
+    return getattr(transformers, name)(**sizes, **options)
+
+
+@pytest.mark.parametrize("name, options", [("Qwen3Config", {}), ("MistralConfig", {"sliding_window": 3})])
+def test_packed_attention_is_that_of_the_sequences_one_by_one(name, options):
+    import transformers
+    from verl.models.transformers.monkey_patch import apply_monkey_patch
+
+    from srpo_recipe.machine import PACKED_SDPA, register_attention
+
+    register_attention()
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(small(name, **options), attn_implementation="sdpa").eval()
+    rows = [torch.randint(50, (1, length)) for length in (5, 9, 1)]
+    with torch.no_grad():
+        expected = torch.cat([model(input_ids=row).logits for row in rows], dim=1)
+        apply_monkey_patch(model, use_remove_padding=True)  # as verl's engine does
+        model.set_attn_implementation(PACKED_SDPA)
+        places = torch.cat([torch.arange(row.shape[1]) for row in rows]).unsqueeze(0)
+        packed = {
+            "input_ids": torch.cat(rows, dim=1),
+            "position_ids": places,
+            "attention_mask": None,
+            "use_cache": False,
+        }
+        found = model(**packed).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("given", [{"softcap": 30.0}, {"dropout": 0.1}, {"is_causal": False}, {"position_ids": None}])
+def test_packed_attention_refuses_what_it_does_not_do(given):
+    from srpo_recipe.cpu.attention import packed_attention
+
+    arguments = {"is_causal": True, "position_ids": torch.arange(4).unsqueeze(0)} | given
+    with pytest.raises(NotImplementedError, match="this model needs sdpa or eager, and no sequence parallelism"):
+        packed_attention(*[torch.zeros(1, 4, 2, 8)] * 3, None, 4, **arguments)
+
+
 def test_weights_still_travel_through_a_socket_named_after_the_ray_job():
     import ray.runtime_context
     from verl.workers.rollout.vllm_rollout import vllm_rollout

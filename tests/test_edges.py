@@ -85,6 +85,7 @@ EDGES = {
             *(f"data.{name}" for name in ("train_batch_size", "max_prompt_length", "max_response_length")),
             *(f"{ACTOR}.{name}" for name in ("ppo_mini_batch_size", "ppo_epochs", "ppo_max_token_len_per_gpu")),
             f"{REF}.log_prob_max_token_len_per_gpu",
+            f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size",
             *(
                 f"{ROLLOUT}.{name}"
                 for name in (

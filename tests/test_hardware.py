@@ -115,8 +115,31 @@ def test_an_adapter_fits_one_gpu_where_all_weights_do_not(hardware, model, size)
     assert not fits(hardware, model, size, *full)["fits"]
 
 
-def test_sequence_parallelism_stays_refused():
-    key = "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size"
-    assert OmegaConf.select(composed("gpu8", "qwen3_8b", "srpo"), key) == 1
-    with pytest.raises(ValueError, match="does not split sequences"):
-        check(composed("gpu8", "qwen3_8b", "srpo", f"{key}=2"))
+LONG = [(model, method) for model in ("qwen3_4b", "qwen3_8b") for method in ("srpo", "sdpo", "grpo")]
+
+
+@pytest.mark.parametrize("names", LONG, ids="-".join)
+def test_responses_of_32k_tokens_fit_groups_of_four_ranks(names):
+    config = composed("gpu8_long", *names)
+    settings, setup, found = check(config), from_config(config), planned("gpu8_long", *names)
+    assert config.data.max_response_length == 32768 and (setup.world, setup.split, setup.shares) == (8, 4, 2)
+    assert setup.teacher == settings.needs_teacher == (names[1] != "grpo")
+    assert found["fits"], found["problems"]
+    assert found["rollout"]["longest rollouts that fit"] > 4
+    # budgets are a rank's: a group of four holds the longest sequence of student and teacher
+    student = config.data.max_prompt_length + config.data.max_response_length
+    teacher = config.srpo.teacher.max_prompt_tokens + config.data.max_response_length
+    limits = config.actor_rollout_ref
+    assert 4 * limits.actor.ppo_max_token_len_per_gpu >= 2 * student
+    assert 4 * limits.rollout.log_prob_max_token_len_per_gpu >= student
+    assert 4 * limits.ref.log_prob_max_token_len_per_gpu >= teacher
+
+
+def test_verl_accepts_split_sequences():
+    from verl.utils.config import omega_conf_to_dataclass, validate_config
+
+    config = deepcopy(composed("gpu8_long", "qwen3_8b", "srpo"))
+    OmegaConf.resolve(config)
+    validate_config(config=config, use_reference_policy=False, use_critic=False)
+    assert omega_conf_to_dataclass(config.actor_rollout_ref.actor).engine.ulysses_sequence_parallel_size == 4
+    assert omega_conf_to_dataclass(config.actor_rollout_ref.ref.fsdp_config).ulysses_sequence_parallel_size == 4

@@ -7,6 +7,7 @@ from verl.utils.metric import reduce_metrics
 
 from srpo_recipe.method.teacher_logits import OutputLayer
 from srpo_recipe.training.loss_metrics import over_steps
+from srpo_recipe.training.split import Split
 from srpo_recipe.training.teacher_states import TeacherStates, probed
 
 
@@ -57,7 +58,8 @@ def keep(states: TeacherStates, rows, lengths, hidden_NH, logits_NV, **options) 
     """As a teacher's pass over all logits at once does."""
     place = probed(len(logits_NV))
     states.probe(hidden_NH[place], logits_NV[place], **options)
-    states.keep(rows, lengths, hidden_NH, [(slice(0, 3), logits_NV[:3]), (slice(3, None), logits_NV[3:])], **options)
+    blocks = [(slice(0, 3), logits_NV[:3]), (slice(3, None), logits_NV[3:])]
+    states.keep(rows, Split.whole(lengths), hidden_NH, blocks, **options)
 
 
 def test_kept_states_give_the_teachers_log_probs_and_entropy():

@@ -222,6 +222,58 @@ def test_the_teachers_states_stay_for_every_step_of_a_batch():
     assert memory.loss_phase(arch, replace(setup, teacher=False))["teacher's states"] == 0
 
 
+def test_ranks_that_split_sequences_have_a_slice_of_everything_that_grows_with_tokens():
+    arch, whole = eight()
+    whole = replace(whole, update_limit=10**6, teacher_limit=10**6)
+    split = replace(whole, split=4)
+    assert (split.shares, split.rows, split.batch_rows) == (2, 4 * whole.rows, 4 * whole.batch_rows)
+    # as many tokens of a step and of a batch, of four times as many rows
+    assert split.update_tokens == whole.update_tokens and memory.states(arch, split) == memory.states(arch, whole)
+    # one sequence a micro-batch: a quarter of it, and attention's output once more
+    one, quarter = replace(whole, update_limit=whole.length), replace(split, update_limit=split.sliced(whole.length))
+    assert quarter.update_tokens * 4 == one.update_tokens
+    kept, apart = (
+        memory.activations(arch, replace(s, checkpointing=False), s.update_tokens)[0] for s in (one, quarter)
+    )
+    assert kept / 4 < apart < 1.05 * kept / 4
+    more = memory.saved_per_token(arch, 2, 0, True, 4) - memory.saved_per_token(arch, 2, 0, True)
+    assert more == 2 * arch.heads * arch.head_dim
+    # twice as many ranks as heads of keys and values: each is there twice
+    twice = memory.saved_per_token(arch, 2, 0, True, 16) - memory.saved_per_token(arch, 2, 0, True, 8)
+    assert twice == 2 * 2 * arch.kv_heads * arch.head_dim
+
+
+def test_a_slice_may_hold_response_tokens_alone():
+    setup = replace(eight()[1], logits_rows=None, update_limit=8192)
+    assert setup.update_logits == pytest.approx(8192 * setup.response / setup.length)
+    assert replace(setup, split=2).update_logits == 8192
+
+
+def test_a_size_that_the_heads_do_not_divide_by_is_a_problem_with_the_fix():
+    arch, setup = eight()
+    found = plan(arch, replace(setup, split=3, world=24), GPU, Expectation(200, 400, 0.4))["problems"]
+    assert any("ulysses_sequence_parallel_size=3 divides neither 32 heads nor 8" in said for said in found)
+    assert any("take one of 1, 2, 4, 8, 16, 32" in said for said in found)
+
+
+def test_a_batch_is_dealt_to_groups():
+    setup = replace(eight()[1], prompts=1, mini_batch=1, rollouts=4)
+    assert "cannot be dealt to 8 ranks" in spread(setup)
+    assert spread(replace(setup, split=2)) is None
+    assert "cannot be dealt to 4 groups of ranks" in spread(replace(setup, split=2, rollouts=6))
+
+
+def test_where_one_sequence_does_not_fit_more_ranks_are_the_fix():
+    long = ["data.max_response_length=129024", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=131072"]
+    arch = describe_model("Qwen/Qwen3-8B")
+    found = plan(arch, from_config(compose_config([*BIG, *long])), GPU, Expectation(200, 400, 0.4))
+    fixes = [said for said in found["problems"] if "ulysses_sequence_parallel_size=" in said]
+    assert fixes, found["problems"]
+    fix = fixes[0].rpartition("set ")[2].split()
+    totals = plan(arch, from_config(compose_config([*BIG, *long, *fix])), GPU, Expectation(200, 400, 0.4))["totals"]
+    assert max(total for name, total in totals.items() if name.startswith("update")) < GPU.bytes
+
+
 # ----------------------------------------------------------------------------------------------------------- the step
 
 

@@ -45,15 +45,17 @@ def test_every_response_stands_under_its_own_prompt():
         assert [row.tolist() for row in data[key].unbind()] == [[1] * 6, [1], [1] * 2]
 
 
-@pytest.mark.parametrize("budget, held", [(5, 13), (500, 500)])
-def test_a_rank_scores_the_rows_that_it_updates(budget, held):
+@pytest.mark.parametrize("budget, split, held", [(5, 1, 13), (500, 1, 500), (5, 2, 7), (5, 4, 5)])
+def test_a_rank_scores_the_rows_that_it_updates(budget, split, held):
     sent = []
     workers = SimpleNamespace(compute_teacher=sent.append)
-    forwarded = teacher_call.score(workers, decision(), 2, FILLER, temperature=0.7, token_budget=budget)
+    forwarded = teacher_call.score(workers, decision(), 2, FILLER, temperature=0.7, token_budget=budget, split=split)
     (data,) = sent
     # rows 1 and 2 are the first rank's, row 5 the second's, and the second is filled up
     assert forwarded == len(data) == 4 and data[fields.TEACHER_ROW].tolist() == [0, 1, 2, -1]
-    assert tu.get_non_tensor_data(data, "max_token_len_per_gpu", None) == held  # never below the longest row
+    assert (
+        tu.get_non_tensor_data(data, "max_token_len_per_gpu", None) == held
+    )  # never below the longest row, of which a rank may have a slice
     assert tu.get_non_tensor_data(data, "temperature", None) == 0.7
 
 

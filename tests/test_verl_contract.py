@@ -58,12 +58,18 @@ NAMES = {
     "verl.utils.tensordict_utils:get_non_tensor_data": "data key default",
     "verl.utils.tensordict_utils:get": "tensordict key default",
     "verl.utils.device:get_device_id": "",
+    "verl.utils.device:get_device_name": "",
     "verl.utils.metric:AggregationType": None,
     "verl.utils.metric:Metric": "aggregation value",
     "verl.workers.config:ActorConfig": None,
     "verl.workers.engine.fsdp.transformer_impl:FSDPEngineWithLMHead": (
         "model_config engine_config optimizer_config checkpoint_config"
     ),
+    # sequences that are split over ranks
+    "verl.utils.ulysses:gather_outputs_and_unpad": "x gather_dim unpad_dim padding_size grad_scaler group",
+    "verl.utils.ulysses:get_ulysses_sequence_parallel_group": "",
+    "verl.utils.ulysses:set_ulysses_sequence_parallel_group": "group",
+    "verl.utils.ulysses:slice_input_tensor": "x dim padding group",
     "verl.workers.engine_workers:ActorRolloutRefWorker": "config role distillation_config kwargs",
     "verl.workers.engine_workers:TrainingWorker": "config",
     "verl.trainer.ppo.rollout_corr_helper:compute_rollout_correction_weights": (
@@ -102,6 +108,8 @@ NAMES = {
     "verl.plugin.platform:PlatformBase": None,
     "verl.plugin.platform:PlatformRegistry": None,
     "verl.utils:torch_functional": None,
+    "verl.models.transformers:monkey_patch": None,
+    "verl.models.transformers.monkey_patch:_flash_attention_forward": None,
     "verl.utils.torch_functional:logprobs_from_logits_v2": "logits labels",
     "vllm.platforms:current_platform": None,
     "vllm:_custom_ops": None,
@@ -254,6 +262,17 @@ SOURCE = {
     "verl.trainer.constants_ppo": {'"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "true"': 1},
     "verl.workers.rollout.llm_server": {"self.server_handles = [": 1, "self.server_addresses = [": 1},
     "verl.trainer.ppo.v1.replay_buffer": {"self.poll_interval": None},
+    # a slice is so long, and a gradient comes back times the group's size: Split
+    "verl.utils.ulysses": {
+        "pad_size = (sp_size - total_seq_len % sp_size) % sp_size": 1,
+        "grad_output = grad_output * ctx.sp_world_size": 1,
+    },
+    # what cpu/attention.py takes the place of, and that verl puts its all-to-all around
+    "verl.models.transformers.monkey_patch": {
+        "attn_output = _flash_attention_forward(": 1,
+        "flash_attention._flash_attention_forward = _ulysses_flash_attention_forward": 1,
+    },
+    "verl.workers.engine.utils": {"max_token_len = max_token_len_per_gpu * sp_size": 1},  # a budget is a rank's
     "verl.utils.tracking": {
         "self.logger = {}": 1,
         "in self.logger.items()": None,
@@ -274,6 +293,8 @@ SOURCE = {
         "self.module = module": 1,
         "self._autocast_dtype = param_dtype": 1,
         "dp_size=self.get_data_parallel_size()": 1,
+        'self.ulysses_parallel_group = self.ulysses_device_mesh["sp"].get_group()': 1,
+        "input_ids_rmpad, position_ids_rmpad, pad_size = ulysses_pad_and_slice_inputs(": 1,  # what split_of counts on
         "batch_num_tokens=batch_num_tokens.item()": 1,
         "if not torch.isfinite(grad_norm):": 1,  # what RoutedEngine.optimizer_step follows
         "return grad_norm.item()": 1,

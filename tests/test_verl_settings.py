@@ -36,7 +36,7 @@ HONOURED = {
     f"{ACTOR}.checkpoint": "save_contents load_contents",
     f"{ACTOR}.fsdp_config": (
         "model_dtype mixed_precision param_offload optimizer_offload offload_policy reshard_after_forward fsdp_size "
-        "seed full_determinism"
+        "ulysses_sequence_parallel_size seed full_determinism"
     ),
     f"{REF}.fsdp_config": ("mixed_precision param_offload offload_policy reshard_after_forward seed full_determinism"),
     MODEL: (
@@ -279,7 +279,11 @@ def test_what_nothing_reads_is_refused_unless_it_is_verls_own(key, instead):
 
 # override -> what must be named, the fix among it. Before, each of these was run, and wrong.
 WALKED_AROUND = {
-    f"{ACTOR}.ulysses_sequence_parallel_size=2": [f"{ACTOR}.ulysses_sequence_parallel_size=2", "set it to 1"],
+    f"{ACTOR}.ulysses_sequence_parallel_size=2": [
+        f"{ACTOR}.ulysses_sequence_parallel_size=2",
+        "set it to 1",
+        f"{ACTOR}.fsdp_config.ulysses",
+    ],
     f"{REF}.ulysses_sequence_parallel_size=2": [f"{REF}.ulysses_sequence_parallel_size=2", "set it to 1"],
     f"{REF}.fsdp_config.ulysses_sequence_parallel_size=2": [f"{REF}.fsdp_config.ulysses", "set it to 1"],
     f"{MODEL}.lora.rank=8": [f"{MODEL}.lora.rank=8", "set it to 0"],

@@ -13,6 +13,7 @@ What verl 0.9.1 asks for, where, and what answers:
     writable vLLM weights     .../vllm_rollout/utils.py:405                     vllm_plugin, through vLLM's plugin group
     the weights' socket       .../vllm_rollout/vllm_rollout.py:141              patches.unique_job_id
     log-probs without CUDA    utils/torch_functional.py:197                     patches.logprobs_from_logits
+    flash-attn's kernel       models/transformers/monkey_patch.py:146           attention.packed_attention
 
 The settings that go with it are config/hardware/cpu.yaml.
 """

@@ -1,4 +1,4 @@
-"""The two places where registration was not enough: functions replaced at run time, on CPU machines only. A third, on every
+"""The places where registration was not enough: functions replaced at run time, on CPU machines only. One more, on every
 machine, is of TransferQueue: training/queue_keys.py.
 
 1. `ray.runtime_context.RuntimeContext.get_job_id`. verl names the socket through which weights reach vLLM after the Ray
@@ -9,6 +9,9 @@ machine, is of TransferQueue: training/queue_keys.py.
 2. `verl.utils.torch_functional.logprobs_from_logits_v2`, used where flash-attn's kernel is missing. It loops over rows
    in Python (torch_functional.py:197). A row of packed logits is one token, and on a small model that loop and its
    backward were three quarters of the update: 60 ms and 60 ms for 2272 tokens of 95 words, against 1 ms and 2 ms below.
+3. `verl.models.transformers.monkey_patch._flash_attention_forward`, transformers' function around flash-attn's kernels, which
+   no CPU has. verl calls it by this name between its two all-to-alls (monkey_patch.py:146), and registers sequence
+   parallelism for no other attention. Replaced when a model is built, by attention.py.
 """
 
 import torch

@@ -114,11 +114,11 @@ class OutputLayer(NamedTuple):
     @torch.no_grad()
     def blocks(self, hidden_NH: Tensor, rows: int | None) -> Iterator[tuple[slice, Tensor]]:
         """(place among the N tokens, their logits) for `rows` tokens of hidden_NH at a time, None for all at once. Each block is
-        written over the one before it, where the model changes nothing after the layer.
+        written over the one before it, where the model changes nothing after the layer. Of no token there is one, empty block.
         """
         rows = min(rows or len(hidden_NH), len(hidden_NH))
         block_CV = hidden_NH.new_empty((rows, self.weight_VH.shape[0]))
-        for start in range(0, len(hidden_NH), max(1, rows)):
+        for start in range(0, max(1, len(hidden_NH)), max(1, rows)):
             place = slice(start, min(start + rows, len(hidden_NH)))
             logits_CV = torch.mm(hidden_NH[place], self.weight_VH.t(), out=block_CV[: place.stop - place.start])
             if self.bias_V is not None:

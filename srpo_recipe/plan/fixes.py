@@ -9,12 +9,15 @@ from srpo_recipe.plan.device import Device
 from srpo_recipe.plan.memory import GIB
 from srpo_recipe.plan.setup import Setup
 
+SPLIT = "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size"
+_SIZES = (1, 2, 4, 8, 16, 32)
+
 
 def recommended(setup: Setup, most: int) -> int:
     """ppo_max_token_len_per_gpu: whole sequences, in four fifths of what fits, no more than a rank's step; 0 where none fits."""
     length = setup.length
-    rows = min(setup.rows, int(0.8 * most) // length) or min(1, most // length)
-    return rows * length
+    rows = min(setup.rows, int(0.8 * most * setup.split) // length) or min(1, most * setup.split // length)
+    return setup.sliced(rows * length)
 
 
 def problems(
@@ -31,14 +34,37 @@ def problems(
             f"vLLM's cache of {kv_bytes / GIB:.1f} GiB does not hold one rollout of {length} tokens: "
             f"{_rollout_fix(arch, setup, device)}"
         )
-    if setup.update_limit < length:
+    if setup.update_limit * setup.split < length:
+        ranks = f", times the {setup.split} ranks that split one," if setup.split > 1 else ""
         yield (
-            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={setup.update_limit} is shorter than one sequence of "
+            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={setup.update_limit}{ranks} is shorter than one sequence of "
             f"{length} tokens, which verl refuses: raise it, or lower data.max_response_length"
+        )
+    if not _splits(arch, setup.split):
+        yield (
+            f"{SPLIT}={setup.split} divides neither {arch.heads} heads nor {arch.kv_heads} of keys and values as verl needs it: "
+            f"take one of {', '.join(str(size) for size in _SIZES if _splits(arch, size))}"
         )
     uneven = step.spread(setup)
     if uneven:
         yield uneven
+
+
+def _splits(arch: Architecture, size: int) -> bool:
+    """Whether verl takes the size (models/transformers/monkey_patch.py:343)."""
+    return arch.heads % size == 0 and (arch.kv_heads % size == 0 or size % arch.kv_heads == 0)
+
+
+def _more_ranks(arch: Architecture, setup: Setup, device: Device) -> str | None:
+    """The ranks, and the tokens of each, with which one sequence fits when they split it."""
+    if not setup.packed or setup.on_cpu:
+        return None
+    for size in (size for size in _SIZES if size > setup.split and setup.world % size == 0 and _splits(arch, size)):
+        other = replace(setup, split=size)
+        tokens = recommended(other, memory.largest_micro_batch(arch, other, device.bytes, device.reserve))
+        if tokens:
+            return f"set {SPLIT}={size} actor_rollout_ref.actor.ppo_max_token_len_per_gpu={tokens}"
+    return None
 
 
 def _rollout_fix(arch: Architecture, setup: Setup, device: Device) -> str:
@@ -74,4 +100,4 @@ def _fix(arch: Architecture, setup: Setup, device: Device, phase: str) -> str:
         return f"set actor_rollout_ref.actor.ppo_max_token_len_per_gpu={recommended(setup, best)}"
     if phase.startswith("update") and not setup.checkpointing:
         return "set actor_rollout_ref.model.enable_gradient_checkpointing=true"
-    return _fewer(setup)
+    return (phase.startswith("update") and _more_ranks(arch, setup, device)) or _fewer(setup)

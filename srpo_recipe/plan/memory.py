@@ -23,18 +23,20 @@ ITEMS = (
 Items = dict[str, float]
 
 
-def saved_per_token(arch: Architecture, width: int, longest: int, packed: bool) -> float:
+def saved_per_token(arch: Architecture, width: int, longest: int, packed: bool, split: int = 1) -> float:
     """Bytes a token that one decoder layer keeps for its backward pass (no checkpointing).
 
     A norm keeps its input in fp32, the normed values and its output; a gated MLP keeps four tensors; attention keeps
     queries, keys, values, output and one number a head. With padding (not packed) keys and values are repeated for every
-    query head, and the mask is a number for each pair of positions; `longest` is the padded length.
+    query head, and the mask is a number for each pair of positions; `longest` is the padded length. Where `split` ranks have a
+    slice each, attention keeps the whole sequences of some heads, which are as many numbers, and its output once more as a
+    slice; with fewer heads of keys and values than ranks these are repeated (verl: models/transformers/monkey_patch.py:126).
     """
     q, kv = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
     norm = FP32 + 2 * width
-    repeated = kv if packed or q == kv else q
+    repeated = kv * max(1, split // arch.kv_heads) if packed or q == kv else q
     projections = (q + kv) * (FP32 + width if arch.qk_norm else 0)
-    attention = width * (q + 2 * repeated + q) + FP32 * arch.heads
+    attention = width * (q + 2 * repeated + q * (2 if split > 1 else 1)) + FP32 * arch.heads
     mask = 0 if packed else width * longest
     return 2 * arch.hidden * norm + projections + attention + mask + 4 * arch.intermediate * width
 
@@ -42,7 +44,7 @@ def saved_per_token(arch: Architecture, width: int, longest: int, packed: bool) 
 def activations(arch: Architecture, setup: Setup, tokens: int) -> tuple[float, float]:
     """(bytes kept between forward and backward, bytes that the backward pass of one layer adds to them)."""
     longest = min(tokens, setup.length)
-    layer = tokens * saved_per_token(arch, setup.width, longest, setup.packed)
+    layer = tokens * saved_per_token(arch, setup.width, longest, setup.packed, setup.split)
     working = tokens * (2 * arch.intermediate + arch.hidden) * setup.width
     last_norm = tokens * arch.hidden * (FP32 + 2 * setup.width)
     if setup.checkpointing:  # a layer keeps its input alone and is computed once more
@@ -94,9 +96,10 @@ def resident(arch: Architecture, setup: Setup, training: bool) -> Items:
 def states(arch: Architecture, setup: Setup) -> float:
     """The teacher's final hidden states of a rank's routed responses, from its pass to the end of the batch's last update.
 
-    All rows of the batch at full length, however many optimiser steps it has.
+    All rows of the batch at full length, however many optimiser steps it has. Ranks that split sequences keep the slices that
+    they made.
     """
-    return setup.batch_rows * setup.response * arch.hidden * setup.width if setup.teacher else 0
+    return setup.sliced(setup.batch_rows * setup.response) * arch.hidden * setup.width if setup.teacher else 0
 
 
 def loss_phase(arch: Architecture, setup: Setup) -> Items:
@@ -213,11 +216,13 @@ def peak(arch: Architecture, setup: Setup, device: float, reserve: float) -> tup
 
 
 def largest_micro_batch(arch: Architecture, setup: Setup, device: float, reserve: float) -> int:
-    """Most tokens of an update's micro-batch that fit, in steps of 1024, no more than a rank's step; 0 when not even 1024 do."""
-    tokens = 0
-    while tokens < setup.rows * setup.length:
+    """Most tokens of an update's micro-batch that fit a rank, in steps of 1024, no more than its step has; 0 when not even 1024
+    do.
+    """
+    tokens, step = 0, setup.sliced(setup.rows * setup.length)
+    while tokens < step:
         wider = phases(arch, replace(setup, update_limit=tokens + 1024), device, reserve)
         if max(sum(wider[name].values()) for name in ("update: loss", "update: layers")) > device:
             break
         tokens += 1024
-    return min(tokens, setup.rows * setup.length)
+    return min(tokens, step)

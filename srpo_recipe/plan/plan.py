@@ -15,7 +15,7 @@ WORLDS = (1, 8, 16, 32, 64, 128, 256, 512)
 def scaled(setup: Setup, world: int) -> Setup:
     """The same run on another number of ranks, in nodes of 8, the batch as it is."""
     shards = world if setup.shards == setup.world else min(setup.shards, world)
-    return replace(setup, world=world, per_node=min(world, 8), shards=shards)
+    return replace(setup, world=world, per_node=min(world, 8), shards=shards, split=min(setup.split, world))
 
 
 def plan(arch: Architecture, setup: Setup, device: Device, expected: step.Expectation) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def plan(arch: Architecture, setup: Setup, device: Device, expected: step.Expect
         "device": asdict(device),
         "ranks": setup.world,
         "shards": setup.shards,
+        "split": setup.split,
         "phases": phases,
         "totals": totals,
         "fits": not found,
@@ -47,7 +48,7 @@ def plan(arch: Architecture, setup: Setup, device: Device, expected: step.Expect
             "configured tokens": setup.update_tokens,
             "most tokens that fit": best,
             "recommended tokens": recommended(setup, best),
-            "of a rank's step": setup.rows * setup.length,
+            "of a rank's step": setup.sliced(setup.rows * setup.length),
         },
         "host bytes a node": weights.host_bytes(arch, setup),
         "checkpoint bytes": weights.checkpoint_bytes(arch, setup),
@@ -71,6 +72,6 @@ def grown(arch: Architecture, setup: Setup, world: int, device: Device) -> dict[
         "bytes": sum(items.values()),
         "fits": sum(items.values()) <= device.bytes,
         "training bytes": max(sum(phase(arch, other).values()) for phase in memory.PHASES.values()) + device.reserve,
-        "rollouts a rank": rollouts / world,
+        "rollouts a rank": rollouts / other.shares,
         "batch": step.spread(other) or "as it is",
     }

@@ -17,6 +17,7 @@ class Setup:
     world: int  # ranks
     per_node: int
     shards: int  # ranks that share one copy of the weights
+    split: int  # ranks that have a slice each of the same sequences
     width: int  # of weights and activations in the forward pass
     reduce_width: int  # of gradients while ranks sum them
     on_cpu: bool
@@ -51,14 +52,23 @@ class Setup:
     batched_tokens: int
 
     @property
+    def shares(self) -> int:
+        """Ranks, or groups of ranks, that have different rows."""
+        return max(1, self.world // self.split)
+
+    @property
     def rows(self) -> int:
-        """Rollouts of a rank in one optimiser step."""
-        return max(1, self.mini_batch * self.rollouts // self.world)
+        """Rollouts of a rank, or of its group, in one optimiser step."""
+        return max(1, self.mini_batch * self.rollouts // self.shares)
 
     @property
     def batch_rows(self) -> int:
-        """Rollouts of a rank in a batch."""
-        return max(1, self.prompts * self.rollouts // self.world)
+        """Rollouts of a rank, or of its group, in a batch."""
+        return max(1, self.prompts * self.rollouts // self.shares)
+
+    def sliced(self, tokens: int) -> int:
+        """Of a group's tokens, those of one rank."""
+        return -(-tokens // self.split)
 
     @property
     def length(self) -> int:
@@ -68,12 +78,16 @@ class Setup:
     @property
     def update_tokens(self) -> int:
         """Most tokens that a rank really has in a micro-batch of the update."""
-        return min(self.update_limit, self.rows * self.length)
+        return min(self.update_limit, self.sliced(self.rows * self.length))
 
     @property
     def update_logits(self) -> float:
         """Those of them whose logits are there at once: of the response's, so many as are read at a time."""
-        return self._at_once(self.update_tokens * self.response / self.length)
+        return self._at_once(self.update_tokens * self._of_responses(self.length))
+
+    def _of_responses(self, length: int) -> float:
+        """The share of response tokens in sequences of a length; a slice of one may have no others."""
+        return 1.0 if self.split > 1 else self.response / length
 
     def _at_once(self, tokens: float) -> float:
         return tokens if self.logits_rows is None else min(tokens, self.logits_rows)
@@ -81,12 +95,13 @@ class Setup:
     @property
     def teacher_tokens(self) -> int:
         """Most tokens of a micro-batch of the teacher's pass; 0 where there is none."""
-        return min(self.teacher_limit, self.rows * (self.teacher_prompt + self.response)) if self.teacher else 0
+        group = self.rows * (self.teacher_prompt + self.response)
+        return min(self.teacher_limit, self.sliced(group)) if self.teacher else 0
 
     @property
     def log_prob_tokens(self) -> int:
         """The same of the log-prob pass. verl's, it makes the logits of them all."""
-        return 0 if self.one_forward else min(self.log_prob_limit, self.rows * self.length)
+        return 0 if self.one_forward else min(self.log_prob_limit, self.sliced(self.rows * self.length))
 
     @property
     def scoring_tokens(self) -> int:
@@ -96,7 +111,7 @@ class Setup:
     @property
     def scoring_logits(self) -> float:
         """Most tokens of a pass without a gradient whose logits are there at once."""
-        teacher = self.teacher_tokens * self.response / (self.teacher_prompt + self.response)
+        teacher = self.teacher_tokens * self._of_responses(self.teacher_prompt + self.response)
         return max(self._at_once(teacher), self.log_prob_tokens)
 
     @property
@@ -111,13 +126,14 @@ def _width(name: Any, default: str) -> int:
 
 
 def _limits(config: DictConfig) -> dict[str, int]:
-    """Most tokens of a micro-batch by pass. Without dynamic batches: so many sequences of full length."""
+    """Most tokens that a rank has of a micro-batch, by pass. Without dynamic batches: so many sequences of full length."""
+    split = config.actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size
     actor, ref, rollout = (config.actor_rollout_ref[name] for name in ("actor", "ref", "rollout"))
     response = config.data.max_response_length
     length = config.data.max_prompt_length + response
 
     def tokens(dynamic: bool, limit: int, micro_batch: int | None) -> int:
-        return limit if dynamic else (micro_batch or 1) * length
+        return limit if dynamic else -(-(micro_batch or 1) * length // split)
 
     return {
         "update_limit": tokens(
@@ -129,7 +145,9 @@ def _limits(config: DictConfig) -> dict[str, int]:
             rollout.log_prob_micro_batch_size_per_gpu,
         ),
         # the trainer raises the budget to the longest row
-        "teacher_limit": max(ref.log_prob_max_token_len_per_gpu, config.srpo.teacher.max_prompt_tokens + response),
+        "teacher_limit": max(
+            ref.log_prob_max_token_len_per_gpu, -(-(config.srpo.teacher.max_prompt_tokens + response) // split)
+        ),
     }
 
 
@@ -145,6 +163,7 @@ def from_config(config: DictConfig) -> Setup:
         world=world,
         per_node=config.trainer.n_gpus_per_node,
         shards=world if shards <= 0 or shards >= world else shards,
+        split=actor.fsdp_config.ulysses_sequence_parallel_size,
         width=_width(precision.get("param_dtype"), "bf16"),
         reduce_width=_width(precision.get("reduce_dtype"), "fp32"),
         on_cpu=on_cpu,

@@ -37,7 +37,8 @@ def _memory(found: dict[str, Any]) -> list[str]:
         verdict = ["It does not fit:", *(f"  - {problem}" for problem in found["problems"])]
     return [
         f"{model['name']}: {model['parameters'] / 1e9:.4g} billion parameters, from {model['source']}",
-        f"{found['ranks']} rank(s), each copy of the weights on {found['shards']}; {device['bytes'] / GIB:.1f} GiB a rank "
+        f"{found['ranks']} rank(s), each copy of the weights on {found['shards']}"
+        f"{', each sequence on ' + str(found['split']) if found['split'] > 1 else ''}; {device['bytes'] / GIB:.1f} GiB a rank "
         f"({device['source']}), {device['reserve'] / GIB:.1f} of them kept back",
         "",
         "Memory, with every response at its full length:",

@@ -59,9 +59,10 @@ def spread(setup: Setup) -> str | None:
         ("actor_rollout_ref.actor.ppo_mini_batch_size", setup.mini_batch),
     ):
         rollouts = prompts * setup.rollouts
-        if rollouts % setup.world:
+        if rollouts % setup.shares:
+            receivers = f"{setup.shares} groups of ranks" if setup.split > 1 else f"{setup.world} ranks"
             return (
-                f"{name}={prompts} x {setup.rollouts} rollouts = {rollouts} cannot be dealt to {setup.world} ranks: "
+                f"{name}={prompts} x {setup.rollouts} rollouts = {rollouts} cannot be dealt to {receivers}: "
                 "choose a multiple, with data.train_batch_size, method.optimizer_steps or actor_rollout_ref.rollout.n"
             )
     if setup.world % setup.tensor_parallel:

@@ -50,6 +50,7 @@ RANGES: dict[str, Kind] = {
     f"{ACTOR}.optim.lr_scheduler_type": one_of("constant", "cosine"),
     f"{ACTOR}.optim.min_lr_ratio": within(0, 1).or_else(None, NONE),
     f"{ACTOR}.fsdp_config.fsdp_size": COUNT.or_else(-1, "-1 for all ranks"),
+    f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size": COUNT,
     f"{REF}.log_prob_max_token_len_per_gpu": COUNT,
     f"{ROLLOUT}.n": COUNT,
     f"{ROLLOUT}.top_k": IDS,

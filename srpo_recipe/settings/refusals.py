@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 ACTOR, REF, ROLLOUT, MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "ref", "rollout", "model"))
 CORRECTION = "algorithm.rollout_correction"
 
-SPLITS = "the distillation loss does not split sequences over ranks"
+OLD_NAME = "verl's older name of actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size"
 OWN_ADAPTER = "an adapter starts at zero here, student and self-teacher alike"
 PADS = "the logits of a packed row are found by their place, which padding moves"
 SKIPS = "verl's synchronous trainer reads skip.rollout_tq"
@@ -89,8 +89,7 @@ REFUSALS = (
     Refusal(
         f"{ACTOR}.calculate_sum_pi_squared", (False,), "the update does not make it, and no estimator here asks for it"
     ),
-    Refusal(f"{ACTOR}.ulysses_sequence_parallel_size", (1,), SPLITS),
-    Refusal(f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size", (1,), SPLITS),
+    Refusal(f"{ACTOR}.ulysses_sequence_parallel_size", (1,), OLD_NAME),
     Refusal(f"{ACTOR}.pad_to_length", (False,), PADS),
     Refusal(f"{ACTOR}.fsdp_config.pad_to_length", (False,), PADS),
     Refusal(f"{ACTOR}.qat.enable", (False,), QUANTISED),
@@ -137,8 +136,12 @@ TEACHER_REFUSALS = (
     ),
     Refusal(f"{REF}.fsdp_config.fsdp_size", (Key(f"{ACTOR}.fsdp_config.fsdp_size"),), "the EMA pairs equal shards"),
     Refusal(f"{REF}.fsdp_config.optimizer_offload", (False,), "the teacher has no optimiser"),
-    Refusal(f"{REF}.ulysses_sequence_parallel_size", (1,), SPLITS),
-    Refusal(f"{REF}.fsdp_config.ulysses_sequence_parallel_size", (1,), SPLITS),
+    Refusal(f"{REF}.ulysses_sequence_parallel_size", (1,), OLD_NAME),
+    Refusal(
+        f"{REF}.fsdp_config.ulysses_sequence_parallel_size",
+        (Key(f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size"),),
+        "the teacher's states lie on the ranks of the student's groups",
+    ),
     Refusal(f"{REF}.pad_to_length", (False,), PADS),
     Refusal(f"{REF}.fsdp_config.pad_to_length", (False,), PADS),
     Refusal(f"{REF}.fsdp_config.qat.enable", (False,), QUANTISED),

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from srpo_recipe.settings import lora, options, places, ranges, required, unused
+from srpo_recipe.settings import lora, options, parallel, places, ranges, required, unused
 from srpo_recipe.settings.compose import verl_defaults
 from srpo_recipe.settings.kinds import ABSENT, is_count, is_number, leaves, said, shown
 from srpo_recipe.settings.read import needs_pass, old_policy, read, section_of
@@ -50,6 +50,7 @@ def _check(config: DictConfig) -> SRPOConfig:
     if config.actor_rollout_ref.model.lora_rank:
         check_table(config, lora.REFUSALS)
     lora.check(config)
+    parallel.check(config)
     check_unread(config, UNREAD | lora.unread(config))
     if config.trainer.v1.trainer_mode == "srpo":
         check_unread(config, UNREAD_IN_SYNC)

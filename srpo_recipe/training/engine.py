@@ -1,6 +1,7 @@
 """verl's FSDP2 engine with what the method needs of a forward pass, and the EMA after every optimiser step."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -8,12 +9,14 @@ from tensordict import TensorDict
 from torch import Tensor
 from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
-from verl.utils.device import get_device_id
+from verl.utils.device import get_device_id, get_device_name
 from verl.workers.engine.base import EngineRegistry
 
+from srpo_recipe.machine import register_attention
 from srpo_recipe.method.ema import ema_update
 from srpo_recipe.method.loss import count_totals
 from srpo_recipe.settings.options import over_mean
+from srpo_recipe.training import split_check
 from srpo_recipe.training.fields import TOTALS, MicroBatch
 from srpo_recipe.training.losses import token_weight
 from srpo_recipe.training.output_layer import after_head_of
@@ -47,6 +50,7 @@ class RoutedEngine(TeacherWeights, NamedPasses):
         self.first_states = TeacherStates()  # the first model's under the same prompts, where a target asks it
         self.skipped_steps = 0  # optimiser steps without a finite gradient since somebody asked
         self.moved = False  # whether the weights moved since the learning rate did
+        self.split_compared = False
 
     # ------------------------------------------------------------------------------------------------------- building
 
@@ -55,6 +59,7 @@ class RoutedEngine(TeacherWeights, NamedPasses):
         self.take_output_layer()
 
     def _build_module(self):
+        register_attention()
         module = super()._build_module()
         self.after_head = after_head_of(module, needed=self.is_teacher)
         return module
@@ -103,7 +108,8 @@ class RoutedEngine(TeacherWeights, NamedPasses):
         self.first_states.clear()
 
     def forward_backward_batch(self, data: TensorDict, loss_function, forward_only=False):
-        """Count the mini-batch's totals over all ranks before verl cuts it into micro-batches."""
+        """Count the mini-batch's totals over the ranks that have different rows before verl cuts it into micro-batches."""
+        self._compare_split()
         if not forward_only:
             totals = self._count(data).to(get_device_id())
             torch.distributed.all_reduce(totals, group=self.get_data_parallel_group())
@@ -112,6 +118,21 @@ class RoutedEngine(TeacherWeights, NamedPasses):
             return super().forward_backward_batch(data, loss_function, forward_only)
         finally:
             self.forget_pass()
+
+    def _compare_split(self) -> None:
+        """Once a run, where sequences are split: see that the model computes the same on them (split_check.py)."""
+        if self.ulysses_parallel_group is None or self.split_compared:
+            return
+        split_check.check(
+            self.module,
+            self.ulysses_parallel_group,
+            self.module.get_output_embeddings().weight.shape[0],
+            get_device_id(),
+            nullcontext()
+            if self._autocast_dtype == torch.float32
+            else torch.autocast(get_device_name(), self._autocast_dtype),
+        )
+        self.split_compared = True
 
     def _count(self, data: TensorDict) -> Tensor:
         view = MicroBatch.of(data)

@@ -135,7 +135,7 @@ class HeadPass:
 
     def _compare(self, own_NV: Tensor) -> None:
         """Once a run: raise RuntimeError where the model does something else to its logits than is known. own_NV: its own."""
-        if self.compared:
+        if self.compared or not len(own_NV):  # a rank whose part of the sequences has no response token
             return
         assert self.after_head is not None and self._logits is not None
         function = self.after_head.function

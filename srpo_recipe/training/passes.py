@@ -7,6 +7,7 @@ A pass is named by the batch's `srpo_pass`; one without a name is verl's own.
 
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.training.fields import TEACHER_ROW, MicroBatch, seen_rows
 from srpo_recipe.training.losses import token_gradients
 from srpo_recipe.training.output_layer import AfterHead, HeadPass
+from srpo_recipe.training.split import Split, split_of
 from srpo_recipe.training.teacher_states import SEEN_WORDS, Blocks, Taught, TeacherStates, TeacherTokens, probed
 
 if TYPE_CHECKING:
@@ -45,9 +47,10 @@ class NamedPasses(FSDPEngineWithLMHead):
     first_states: TeacherStates
     after_head: AfterHead | None
     head: HeadPass
-    # of the micro-batch under way: the tokens whose logits are wanted (None for all), what the output layer was given for them,
-    # and the pass of a student whose logits are made in blocks
+    # of the micro-batch under way: the tokens whose logits are wanted (None for all), how they lie on the ranks that split its
+    # sequences, what the output layer was given for them, and the pass of a student whose logits are made in blocks
     head_rows: Tensor | None = None
+    split: Split = Split.whole(())
     head_input: Tensor | None = None
     student_pass: StudentPass | None = None
 
@@ -74,7 +77,7 @@ class NamedPasses(FSDPEngineWithLMHead):
         model_inputs, output_args = super().prepare_model_inputs(micro_batch)
         stage = self._pass_of(micro_batch)
         if stage is not None:
-            self.head_rows = self._response_rows(micro_batch, model_inputs["input_ids"])
+            self.head_rows, self.split = split_of(micro_batch, model_inputs["input_ids"], self.ulysses_parallel_group)
             if self.srpo.logits_rows is not None and self.after_head is not None:
                 self.head.work = partial(self._student_work if stage == "update" else self._teacher_work, micro_batch)
         return model_inputs, output_args
@@ -113,15 +116,15 @@ class NamedPasses(FSDPEngineWithLMHead):
     def _keep(
         self, micro_batch: TensorDict, hidden_NH: Tensor, blocks: Callable[[slice], Blocks], options: dict
     ) -> None:
-        """Of a pass of the teacher's over a micro-batch. blocks: the logits of a slice of its tokens."""
+        """Of a pass of the teacher's over a micro-batch. blocks: the logits of a slice of this rank's tokens."""
         rows, responses = micro_batch[TEACHER_ROW].reshape(-1).tolist(), micro_batch["responses"]
-        lengths, ends = responses.offsets().diff().tolist(), responses.offsets().tolist()
+        ends, own_ends = responses.offsets().tolist(), [0, *accumulate(self.split.own_lengths)]
         states = self._states_of(micro_batch)
-        states.keep(rows, lengths, hidden_NH, blocks(slice(0, None)), **options)
+        states.keep(rows, self.split, hidden_NH, blocks(slice(0, None)), **options)
         for place, number in enumerate(seen_rows(micro_batch)):
             if number >= 0:
-                part = slice(*ends[place : place + 2])
-                states.see(rows[place], blocks(part), responses.values()[part], **options)
+                part, labels = slice(*own_ends[place : place + 2]), responses.values()[slice(*ends[place : place + 2])]
+                states.see(rows[place], blocks(part), labels, **options)
 
     def _states_of(self, micro_batch: TensorDict) -> TeacherStates:
         return self.first_states if self._pass_of(micro_batch) == "first" else self.states
@@ -135,10 +138,12 @@ class NamedPasses(FSDPEngineWithLMHead):
         entropy_M = states.entropy(rows, view.mask_BT.device)
         if not rows or not needs_gap(self.srpo):
             return Taught(entropy_M, torch.zeros_like(entropy_M))
-        tokens, routed_N = states.tokens_of(rows), view.routed_B.repeat_interleave(view.length_B)
+        # however the sequences are split, each rank of a group asks for as many tokens
+        split_M = Split.even(view.length_B[view.routed_B].tolist(), self.ulysses_parallel_group)
+        tokens, routed_N = states.tokens_of(rows, split_M), view.routed_B.repeat_interleave(view.length_B)
         options = self._options(len(tokens.layer.weight_VH), view.data)
-        labels_M1 = view.data["responses"].values()[routed_N].unsqueeze(-1)
-        own_M = tokens.log_probs(slice(0, None), labels_M1, **options).squeeze(-1)
+        labels_M1 = view.data["responses"].values()[routed_N][split_M.own].unsqueeze(-1)
+        own_M = split_M.gather(tokens.log_probs(slice(0, None), labels_M1, **options).squeeze(-1))
         return Taught(entropy_M, own_M - view.sampler_N[routed_N])
 
     # ------------------------------------------------------------------------------------------------------- student
@@ -146,15 +151,16 @@ class NamedPasses(FSDPEngineWithLMHead):
     def _student_work(
         self, micro_batch: TensorDict, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None
     ) -> Tensor:
-        """In the place of the output layer: both results of the pass, one after the other, [N + M]."""
+        """In the place of the output layer: both results of the pass over this rank's tokens, one after the other, [N + M]."""
         assert self.after_head is not None
         view, options = MicroBatch.of(micro_batch), self._options(len(weight_VH), micro_batch)
+        gradients = token_gradients(self.actor_config, self.srpo, micro_batch, self._taught(view))
         self.student_pass = StudentPass(
-            micro_batch["responses"].values(),
-            list(zip(view.length_B.tolist(), view.routed_B.tolist(), strict=True)),
+            micro_batch["responses"].values()[self.split.own],
+            list(zip(self.split.own_lengths, view.routed_B.tolist(), strict=True)),
             self.srpo.top_k,
             self._divergence(view, options),
-            token_gradients(self.actor_config, self.srpo, micro_batch, self._taught(view)),
+            self.split.told(gradients),
             self.after_head.function,
             rows=self.srpo.logits_rows or 0,
             shown=SEEN_WORDS,
@@ -164,38 +170,48 @@ class NamedPasses(FSDPEngineWithLMHead):
 
     def _student(self, logits: Tensor, micro_batch: TensorDict) -> dict[str, Tensor]:
         """For the loss: the log-prob of each token [N] and, of the routed rows' tokens, divergence, entropy and gap [M]. For
-        seen.py the few words that it likes best there, [M, 5].
+        seen.py the few words that it likes best there, [M, 5]. Of all tokens, on every rank that has a part of them.
         """
         view, made = MicroBatch.of(micro_batch), self.student_pass
-        taught = self._taught(view)
         if made is not None:
             log_prob_N, divergence_M = logits.split([len(made.labels_N), len(made.ids_MS)])
             words_MS, word_log_prob_MS = made.ids_MS, made.log_prob_MS
         else:
-            logits_NV = logits.flatten(0, -2)
-            options = self._options(logits_NV.shape[1], micro_batch)
-            ends, routed = micro_batch["responses"].offsets().tolist(), view.routed_B.tolist()
-            spans = list(zip(ends[:-1], ends[1:], strict=True))
-            routed_spans = [span for span, taken in zip(spans, routed, strict=True) if taken]
-            ids_MK = top_ids(logits_NV, self.srpo.top_k, routed_spans, options["chunk_tokens"])
-            # nothing else reads the logits
-            log_prob_N, log_mass_MB = student_statistics(
-                logits_NV, micro_batch["responses"].values(), ids_MK, spans, routed, overwrite_logits=True, **options
-            )
-            divergence_M = self._divergence(view, options)(slice(0, None), ids_MK, log_mass_MB)
-            words_MS, word_log_prob_MS = ids_MK[:, :SEEN_WORDS], log_mass_MB[:, :-1][:, :SEEN_WORDS]
-        found = {"log_probs": log_prob_N, "divergence": divergence_M}
-        found |= {"teacher_entropy": taught.entropy_M, "teacher_gap": taught.gap_M}
-        return found | {"words": words_MS, "word_log_probs": word_log_prob_MS}
+            log_prob_N, divergence_M, words_MS, word_log_prob_MS = self._of_logits(logits.flatten(0, -2), micro_batch)
+        split_M = self.split.of(view.routed_B.tolist())
+        found = {"log_probs": self.split.gather(log_prob_N), "divergence": split_M.gather(divergence_M)}
+        found |= {
+            f"teacher_{name}": part_M for name, part_M in zip(("entropy", "gap"), self._taught(view), strict=True)
+        }
+        found |= {"words": words_MS, "word_log_probs": word_log_prob_MS}
+        if any(number >= 0 for number in view.seen):
+            found |= {name: split_M.gather(found[name]) for name in ("words", "word_log_probs")}
+        return found
+
+    def _of_logits(self, logits_NV: Tensor, micro_batch: TensorDict) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(log_prob_N, divergence_M, words_MS, word_log_prob_MS) of this rank's tokens from all their logits at once."""
+        view, options = MicroBatch.of(micro_batch), self._options(logits_NV.shape[1], micro_batch)
+        ends, routed = [0, *accumulate(self.split.own_lengths)], view.routed_B.tolist()
+        spans = list(pairwise(ends))
+        routed_spans = [span for span, taken in zip(spans, routed, strict=True) if taken]
+        ids_MK = top_ids(logits_NV, self.srpo.top_k, routed_spans, options["chunk_tokens"])
+        labels_N = micro_batch["responses"].values()[self.split.own]
+        # nothing else reads the logits
+        log_prob_N, log_mass_MB = student_statistics(
+            logits_NV, labels_N, ids_MK, spans, routed, overwrite_logits=True, **options
+        )
+        divergence_M = self._divergence(view, options)(slice(0, None), ids_MK, log_mass_MB)
+        return log_prob_N, divergence_M, ids_MK[:, :SEEN_WORDS], log_mass_MB[:, :-1][:, :SEEN_WORDS]
 
     def _divergence(self, view: MicroBatch, options: dict) -> Divergence:
-        """Of the routed rows' tokens, asked at some of them."""
+        """Of this rank's tokens of the routed rows, asked at some of them."""
         teacher, rows = self.teacher, view.teacher_rows
-        tokens = teacher.states.tokens_of(rows) if teacher is not None and rows else None
+        split_M = self.split.of(view.routed_B.tolist())
+        tokens = teacher.states.tokens_of(rows, split_M) if teacher is not None and rows else None
         target = at(self.srpo, "target") if self.srpo.target != "teacher" else None
         first = None
         if tokens is not None and teacher is not None and needs_reference(self.srpo):
-            first = teacher.first_states.tokens_of(rows)
+            first = teacher.first_states.tokens_of(rows, split_M)
         exact = dw_sdpo.needs_exact_tail(self.srpo.alpha)
 
         def tail(model: TeacherTokens, place_M: slice, ids_CK: Tensor) -> Tensor | None:
@@ -222,19 +238,3 @@ class NamedPasses(FSDPEngineWithLMHead):
     @staticmethod
     def _pass_of(batch: TensorDict) -> str | None:
         return tu.get_non_tensor_data(data=batch, key=PASS, default=None)
-
-    @staticmethod
-    def _response_rows(micro_batch: TensorDict, ids: Tensor) -> Tensor:
-        """The rows of the flattened hidden states that predict a response token: P - 1 ... P + R - 2 of each sequence.
-
-        verl packs the sequences (ids [1, total]) or pads them on the right (ids [B, width]).
-        """
-        prompt_B = micro_batch["prompts"].offsets().diff()
-        response_B = micro_batch["responses"].offsets().diff()
-        if tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True):
-            start_B = micro_batch["input_ids"].offsets()[:-1]
-        else:
-            start_B = torch.arange(len(prompt_B), device=prompt_B.device) * ids.shape[1]
-        first_B = start_B + prompt_B - 1
-        spans = zip(first_B.tolist(), (first_B + response_B).tolist(), strict=True)
-        return torch.cat([torch.arange(*span) for span in spans]).to(ids.device)

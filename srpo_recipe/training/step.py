@@ -83,6 +83,7 @@ class RoutedSteps(SampledTrainer):
                 self.tokenizer.eos_token_id,
                 actor.rollout.temperature,
                 actor.ref.log_prob_max_token_len_per_gpu,
+                actor.actor.fsdp_config.ulysses_sequence_parallel_size,
                 self.shown,
             )
         counts = {"rows_routed": routed, "rows_forwarded": forwarded, "rows_padding": forwarded - routed}

@@ -18,12 +18,14 @@ def score(
     filler: int,
     temperature: float,
     token_budget: int,
+    split: int = 1,
     seen: Collection[int] = (),
 ) -> int:
     """Have every rank score the routed rows that it will update. Returns the number of rows forwarded, padding included.
 
     They go straight to the workers, as many to every rank; what is missing is filled up with rows of two `filler` tokens.
-    token_budget: of a forward pass, raised to the longest row. seen: rows whose tokens the trainer wants to see.
+    token_budget: a rank's in a forward pass, raised to the longest row; split: ranks that have a slice each of a row; seen: rows
+    whose tokens the trainer wants to see.
     """
     rows = list(decision.prompts)
     shares = by_rank(rows, len(decision.correct_B), ranks)
@@ -34,7 +36,7 @@ def score(
         temperature=temperature,
         calculate_entropy=False,
         use_dynamic_bsz=True,
-        max_token_len_per_gpu=max(token_budget, longest),
+        max_token_len_per_gpu=max(token_budget, -(-longest // split)),
     )
     workers.compute_teacher(data)
     return len(data)

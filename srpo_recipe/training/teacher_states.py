@@ -15,6 +15,7 @@ from srpo_recipe.method import teacher_logits
 from srpo_recipe.method.logits import top_ids
 from srpo_recipe.method.student_logits import LEAST_TAIL
 from srpo_recipe.method.teacher_logits import OutputLayer, TeacherStatistics
+from srpo_recipe.training.split import Split
 
 PROBED_TOKENS, PROBED_IDS = 16, 20
 SEEN_WORDS = 5
@@ -73,11 +74,19 @@ def probed(tokens: int) -> Tensor:
     return torch.linspace(0, tokens - 1, min(PROBED_TOKENS, tokens)).long()
 
 
+class Kept(NamedTuple):
+    """Of one row: the hidden states of this rank's part of its tokens, the statistics of all, and how it lies on the ranks."""
+
+    hidden_NH: Tensor
+    statistics: TeacherStatistics
+    split: Split
+
+
 class TeacherStates:
     """The states of the rows that this rank's teacher has scored, by the numbers that the trainer gave them."""
 
     def __init__(self) -> None:
-        self.kept: dict[int, tuple[Tensor, TeacherStatistics]] = {}
+        self.kept: dict[int, Kept] = {}
         self.seen: dict[
             int, dict[str, Tensor]
         ] = {}  # of the rows that the trainer wants to see, in the names of seen.py
@@ -91,33 +100,38 @@ class TeacherStates:
         self.seen.clear()
         self.layer = self._probe = None
 
-    def keep(self, rows: list[int], lengths: list[int], hidden_NH: Tensor, blocks: Blocks, **options) -> None:
-        """Keep one micro-batch of the teacher's pass, `lengths` tokens for each of `rows`.
+    def keep(self, rows: list[int], split: Split, hidden_NH: Tensor, blocks: Blocks, **options) -> None:
+        """Keep one micro-batch of the teacher's pass. A collective of the ranks that split its sequences.
 
-        hidden_NH: what the output layer was given; blocks: what the model made of it, block by block; options: temperature and
-        chunk_tokens of the passes over the vocabulary.
+        split: how the tokens of `rows` lie on them; hidden_NH: what the output layer was given for this rank's part; blocks: what
+        the model made of it, block by block; options: temperature and chunk_tokens of the passes over the vocabulary.
         """
         of_blocks = [teacher_logits.teacher_statistics(logits_CV, **options) for _, logits_CV in blocks]
-        found = [torch.cat(parts).split(lengths) for parts in zip(*of_blocks, strict=True)]
-        for row, hidden, *statistics in zip(rows, hidden_NH.split(lengths), *found, strict=True):
-            self.kept[row] = hidden, TeacherStatistics(*statistics)
+        own_N3 = torch.stack([torch.cat(parts) for parts in zip(*of_blocks, strict=True)], dim=-1)
+        found = [part_N.contiguous().split(split.lengths) for part_N in split.gather(own_N3).unbind(-1)]
+        hidden = hidden_NH.split(split.own_lengths)
+        for row, part, hidden_RH, *statistics in zip(rows, split.rows, hidden, *found, strict=True):
+            self.kept[row] = Kept(hidden_RH, TeacherStatistics(*statistics), part)
 
     def probe(self, hidden_NH: Tensor, logits_NV: Tensor, **options) -> None:
-        """Hold a few tokens' logits, as the model itself made them, to be compared when the layer is there. Once a run."""
-        if self._probe is None and not self._checked:
+        """Hold a few tokens' logits, as the model itself made them, to be compared when the layer is there. Once a run; a rank
+        without a token holds none.
+        """
+        if self._probe is None and not self._checked and len(hidden_NH):
             self._probe = Probe.of(hidden_NH, logits_NV, options)
 
     def see(self, row: int, blocks: Blocks, labels_R: Tensor, **options) -> None:
-        """Of a kept row: the log-prob of each of its tokens and the words that the teacher likes best there. blocks: of the row's
-        tokens alone, labels_R: the tokens.
+        """Of a kept row: the log-prob of each of its tokens and the words that the teacher likes best there. A collective, as
+        `keep`. blocks: of this rank's part of the row's tokens; labels_R: all its tokens.
         """
-        found = []
+        kept, found = self.kept[row], []
+        labels_N = labels_R[kept.split.own]
         for place, logits_CV in blocks:
             ids_CK = top_ids(logits_CV, SEEN_WORDS, chunk_tokens=options["chunk_tokens"])
-            asked_CK = torch.cat([ids_CK, labels_R[place].unsqueeze(-1)], dim=-1)
+            asked_CK = torch.cat([ids_CK, labels_N[place].unsqueeze(-1)], dim=-1)
             found.append((ids_CK, teacher_logits.logits_at(logits_CV, asked_CK, **options)))
-        ids_RK, asked_RK = (torch.cat(parts) for parts in zip(*found, strict=True))
-        log_probs_RK = self.kept[row][1].log_probs(asked_RK)
+        ids_RK, asked_RK = (kept.split.gather(torch.cat(parts)) for parts in zip(*found, strict=True))
+        log_probs_RK = kept.statistics.log_probs(asked_RK)
         words_RK, own_R = log_probs_RK[:, :-1], log_probs_RK[:, -1]
         self.seen[row] = {"teacher_log_prob": own_R, "teacher_ids": ids_RK, "teacher_word_log_probs": words_RK}
 
@@ -133,15 +147,16 @@ class TeacherStates:
 
     def entropy(self, rows: list[int], device: torch.device) -> Tensor:
         """The teacher's entropy, float32, at all response tokens of the rows, in order."""
-        found = [self.kept[row][1].entropy_N for row in rows]
+        found = [self.kept[row].statistics.entropy_N for row in rows]
         return torch.cat(found) if found else torch.zeros(0, device=device)
 
-    def tokens_of(self, rows: list[int]) -> "TeacherTokens":
-        """What is kept of the rows' response tokens, in order."""
+    def tokens_of(self, rows: list[int], split: Split | None = None) -> "TeacherTokens":
+        """What is kept of the rows' response tokens, in order: of this rank's part where they are `split`. Then a collective."""
         assert self.layer is not None, "the teacher's pass was not closed"
-        hidden, statistics = zip(*(self.kept[row] for row in rows), strict=True)
-        parts = (torch.cat(part) for part in zip(*statistics, strict=True))
-        return TeacherTokens(torch.cat(hidden), TeacherStatistics(*parts), self.layer)
+        hidden, statistics, held = zip(*(self.kept[row] for row in rows), strict=True)
+        split = split or Split.whole([part.lengths[0] for part in held])
+        parts = (torch.cat(part)[split.own] for part in zip(*statistics, strict=True))
+        return TeacherTokens(split.fetch(hidden, held), TeacherStatistics(*parts), self.layer)
 
 
 class TeacherTokens(NamedTuple):

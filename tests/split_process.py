@@ -1,0 +1,95 @@
+"""One rank of tests/test_split.py: `torchrun --nproc-per-node N tests/split_process.py FOLDER MODEL SIZE [lora]`.
+
+As engine_process.py, with every sequence split over SIZE ranks (verl's ulysses_sequence_parallel_size). What was seen goes to
+FOLDER/MODEL_N_SIZE.pt, with an adapter to FOLDER/MODEL_N_SIZE_lora.pt.
+"""
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from adapter_process import AdapterRun
+from engine_process import SPLITS, Run
+from engine_rows import CASES, TEMPERATURE, VOCABULARY, make_batch
+
+from srpo_recipe.training import split_check
+from srpo_recipe.training.passes import PASS
+
+CONFIG = (
+    "actor_rollout_ref.model.use_remove_padding=true",
+    "actor_rollout_ref.model.override_config.attn_implementation=packed_sdpa",
+)
+
+
+class SplitRun(Run):
+    overrides = CONFIG
+    options = {"use_remove_padding": True}
+
+    def build(self, engine_config) -> None:
+        """With what an engine tries once, before anything is counted."""
+        super().build(engine_config)
+        with self.student.eval_mode():
+            self.student._compare_split()
+
+    def log_probs(self) -> None:
+        """verl's own pass over the rows, which has no name here."""
+        options = {PASS: None, "micro_batch_size_per_gpu": 4, **self.options}
+        batch = make_batch(self.rows, "srpo", self.mine, "update", **options)
+        with self.student.eval_mode():
+            found = self.student.infer_batch(batch, loss_function=None)["model_output"]["log_probs"]
+        with torch.no_grad():
+            plain = [self.model(self.rows[row]["input_ids"].unsqueeze(0)).logits[0, :-1] for row in self.mine]
+        expected = []
+        for row, logits in zip(self.mine, plain, strict=True):
+            labels = self.rows[row]["input_ids"][1:].unsqueeze(-1)
+            expected.append((logits / TEMPERATURE).log_softmax(-1).gather(-1, labels).squeeze(-1))
+        self.found["log_probs"] = [row[:-1].clone() for row in found.unbind()], expected
+
+    def refused(self) -> None:
+        """What the check of a split model says of this one, and of the same with attention that verl does not split."""
+        group = self.student.ulysses_parallel_group
+        arguments = (self.student.module, group, VOCABULARY, "cpu", nullcontext())
+        with self.student.eval_mode():
+            self.found["same when split"] = split_check.check(*arguments)
+            self.student.module.set_attn_implementation("sdpa")
+            try:
+                split_check.check(*arguments)
+            except RuntimeError as error:
+                self.found["refused"] = str(error)
+        self.student.module.set_attn_implementation("packed_sdpa")
+
+
+class SplitAdapterRun(SplitRun, AdapterRun):
+    overrides = (*CONFIG, *AdapterRun.overrides)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    folder, model, size, lora = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), "lora" in sys.argv[4:]
+    kind = SplitAdapterRun if lora else SplitRun
+    kind.split = size
+    run = kind(folder, model, ulysses_sequence_parallel_size=size)
+    for case in ("srpo", "sdpo") if lora else CASES:
+        run.reference(case)
+        run.use(case)
+        for split in SPLITS:
+            run.backward(case, split)
+    run.use("srpo")
+    run.backward("srpo", "one", name="dynamic", use_dynamic_bsz=True, max_token_len_per_gpu=40 // size)
+    if lora:
+        run.found["gradient"] |= {(case, "plain"): run.gradients_of_adapters() for case in ("sdpo",)}
+    else:
+        run.log_probs()
+        run.refused()
+        run.second_step()
+        run.ema()
+    if dist.get_rank() == 0:
+        torch.save(run.found, folder / f"{model}_{run.world}_{size}{'_lora' * lora}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
