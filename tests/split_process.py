@@ -1,7 +1,8 @@
-"""One rank of tests/test_split.py: `torchrun --nproc-per-node N tests/split_process.py FOLDER MODEL SIZE [lora]`.
+"""One rank of tests/test_split.py: `torchrun --nproc-per-node N tests/split_process.py FOLDER MODEL SIZE [lora|hybrid]`.
 
 As engine_process.py, with every sequence split over SIZE ranks (verl's ulysses_sequence_parallel_size). What was seen goes to
-FOLDER/MODEL_N_SIZE.pt, with an adapter to FOLDER/MODEL_N_SIZE_lora.pt.
+FOLDER/MODEL_N_SIZE.pt, with an adapter to FOLDER/MODEL_N_SIZE_lora.pt, with copies of the weights to
+FOLDER/MODEL_N_SIZE_hybrid.pt.
 """
 
 import sys
@@ -68,18 +69,23 @@ class SplitAdapterRun(SplitRun, AdapterRun):
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    folder, model, size, lora = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), "lora" in sys.argv[4:]
+    folder, model, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    lora = "lora" in sys.argv[4:]
     kind = SplitAdapterRun if lora else SplitRun
     kind.split = size
-    run = kind(folder, model, ulysses_sequence_parallel_size=size)
-    for case in ("srpo", "sdpo") if lora else CASES:
+    hybrid = {"fsdp_size": 2} if "hybrid" in sys.argv[4:] else {}  # the weights once on each pair of ranks
+    run = kind(folder, model, ulysses_sequence_parallel_size=size, **hybrid)
+    cases = {"lora": ("srpo", "sdpo"), "hybrid": ("srpo", "grpo", "whole")}
+    for case in cases[sys.argv[4]] if sys.argv[4:] else CASES:
         run.reference(case)
         run.use(case)
         for split in SPLITS:
             run.backward(case, split)
     run.use("srpo")
     run.backward("srpo", "one", name="dynamic", use_dynamic_bsz=True, max_token_len_per_gpu=40 // size)
-    if lora:
+    if hybrid:
+        assert run.student.device_mesh.ndim == 2
+    elif lora:
         run.found["gradient"] |= {(case, "plain"): run.gradients_of_adapters() for case in ("sdpo",)}
     else:
         run.log_probs()
@@ -87,7 +93,7 @@ def main() -> None:
         run.second_step()
         run.ema()
     if dist.get_rank() == 0:
-        torch.save(run.found, folder / f"{model}_{run.world}_{size}{'_lora' * lora}.pt")
+        torch.save(run.found, folder / f"{'_'.join([model, str(run.world), *sys.argv[3:]])}.pt")
     dist.destroy_process_group()
 
 

@@ -14,7 +14,7 @@ from engine_rows import CASES, SEEN_ROWS, routes
 from tensordict import TensorDict
 from test_engine import TIMEOUT, finish, largest_error, start, write_model
 
-from srpo_recipe.training import fields, split
+from srpo_recipe.training import fields, split, split_check
 from srpo_recipe.training.split import Split, split_of
 
 pytestmark = pytest.mark.timeout(TIMEOUT + 60)
@@ -118,6 +118,15 @@ def test_attention_that_sees_one_slice_alone_ends_the_run(run_of, kind):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("case", ["srpo", "grpo", "whole"])
+def test_weights_that_are_there_twice_take_split_sequences(run_of, case):
+    found = run_of((4, 2), "hybrid")
+    for part in parts_of(found, case):
+        assert found["loss"][case, part] == pytest.approx(found["loss"][case, "plain"], rel=2e-6), part
+        assert largest_error(found["gradient"][case, part], found["gradient"][case, "plain"]) < 1e-5, part
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [(2, 2), (4, 2)], ids=str)
 @pytest.mark.parametrize("case", ["srpo", "sdpo"])
 def test_adapters_take_split_sequences(run_of, kind, case):
@@ -126,6 +135,14 @@ def test_adapters_take_split_sequences(run_of, kind, case):
         assert found["loss"][case, part] == pytest.approx(found["loss"][case, "plain"], abs=2e-5)
         gradient = {name: value for name, value in found["gradient"][case, part].items() if ".lora_" in name}
         assert largest_error(gradient, found["gradient"][case, "plain"]) < 2e-4
+
+
+def test_a_model_with_a_part_for_images_is_refused():
+    module = SimpleNamespace(config=SimpleNamespace(vision_config={}))
+    with pytest.raises(NotImplementedError, match="(?s)has a part for images.*ulysses_sequence_parallel_size=1"):
+        split_check.refuse_images(module)
+    module.config = SimpleNamespace()
+    split_check.refuse_images(module)
 
 
 # ------------------------------------------------------------------------------------------- the split itself, by hand

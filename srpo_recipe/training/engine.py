@@ -61,6 +61,8 @@ class RoutedEngine(TeacherWeights, NamedPasses):
     def _build_module(self):
         register_attention()
         module = super()._build_module()
+        if self.use_ulysses_sp:
+            split_check.refuse_images(module)
         self.after_head = after_head_of(module, needed=self.is_teacher)
         return module
 

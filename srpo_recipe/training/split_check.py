@@ -23,6 +23,15 @@ DIFFERENT = """{model} does not compute the same on sequences that are split ove
 {difference:.2g} of their size. Its attention (attn_implementation={attention}) or another layer sees one rank's slice alone. Set
 actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=1 for this model."""
 
+IMAGES = """{model} has a part for images, whose inputs verl splits behind the embeddings: that is not tried with this loss. Set
+actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=1 for this model."""
+
+
+def refuse_images(module: nn.Module) -> None:
+    """Raise NotImplementedError for a model with a part for images (verl: fsdp/transformer_impl.py:1219)."""
+    if hasattr(module.config, "vision_config"):
+        raise NotImplementedError(IMAGES.format(model=type(module).__name__))
+
 
 @torch.no_grad()
 def check(module: nn.Module, group: dist.ProcessGroup, words: int, device, autocast: AbstractContextManager) -> float:
