@@ -81,13 +81,13 @@ def main() -> None:
         run.use(case)
         for split in SPLITS:
             run.backward(case, split)
+        if lora:
+            run.found["gradient"][case, "plain"] = run.gradients_of_adapters()
     run.use("srpo")
     run.backward("srpo", "one", name="dynamic", use_dynamic_bsz=True, max_token_len_per_gpu=40 // size)
     if hybrid:
         assert run.student.device_mesh.ndim == 2
-    elif lora:
-        run.found["gradient"] |= {(case, "plain"): run.gradients_of_adapters() for case in ("sdpo",)}
-    else:
+    if not sys.argv[4:]:
         run.log_probs()
         run.refused()
         run.second_step()
