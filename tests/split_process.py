@@ -15,6 +15,7 @@ from adapter_process import AdapterRun
 from engine_process import SPLITS, Run
 from engine_rows import CASES, TEMPERATURE, VOCABULARY, make_batch
 
+from srpo_recipe.settings.options import needs_reference
 from srpo_recipe.training import split_check
 from srpo_recipe.training.passes import PASS
 
@@ -75,8 +76,9 @@ def main() -> None:
     kind.split = size
     hybrid = {"fsdp_size": 2} if "hybrid" in sys.argv[4:] else {}  # the weights once on each pair of ranks
     run = kind(folder, model, ulysses_sequence_parallel_size=size, **hybrid)
-    cases = {"lora": ("srpo", "sdpo"), "hybrid": ("srpo", "grpo", "whole")}
-    for case in cases[sys.argv[4]] if sys.argv[4:] else CASES:
+    cases = {"lora": ("srpo", "sdpo", "mixed"), "hybrid": ("srpo", "grpo", "whole")}
+    without = [name for name in CASES if not needs_reference(CASES[name])]  # adapters
+    for case in cases[sys.argv[4]] if sys.argv[4:] else without:
         run.reference(case)
         run.use(case)
         for split in SPLITS:
