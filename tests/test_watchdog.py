@@ -83,6 +83,7 @@ def test_the_headline_of_an_error_says_what_it_is():
     assert raised(full) == says
     remote = RayTaskError("run", f"Traceback (most recent call last):\n  x\n{says[21:]}\n", full)
     assert raised(remote.as_instanceof_cause()) == says
+    assert raised(Exception("bare")) == "an error was raised: Exception: bare"
     assert raised(RuntimeError("two\nlines")) == "an error was raised: RuntimeError: two"
     assert raised(ValueError("long " * 999)) == f"an error was raised: {('ValueError: ' + 'long ' * 99)[:300]}"
 

@@ -84,7 +84,7 @@ def raised(error: Exception) -> str:
     lines = [
         line
         for line in plain(error_text(error)).splitlines()
-        if re.match(r"[\w.]+(Error|Exception|Refused|Unhealthy)\b", line)
+        if re.match(r"[\w.]*(Error|Exception|Refused|Unhealthy)\b", line)
     ]
     return f"an error was raised{f': {lines[-1][:HEADLINE]}' if lines else ''}"
 
