@@ -49,9 +49,10 @@ def death_report(row: dict, stage: str) -> str:
     node = row["Address"]["IPAddress"]
     kind = row["ActorClassName"].rsplit(".", 1)[-1]
     where = f"{PLAIN.get(kind, kind)}: {row['Name'] or 'unnamed'} ({kind}, pid {row['Pid']} on {node})"
-    lost = f"{NODE_DIED}, and with it" if reason_of(row) == "NODE_DIED" else "a worker process died:"
+    node_died = reason_of(row) == "NODE_DIED"
+    what = f"{NODE_DIED}, and with it {where}" if node_died else f"a worker process died: {where}"
     log = log_tail(pid=row["Pid"]) if node == ray.util.get_node_ip_address() else ""
-    return compose(f"{lost} {where}", stage, message, DIED, log)
+    return compose(what, stage, message, DIED, log)
 
 
 def engine_error(server) -> str | None:
