@@ -5,6 +5,7 @@ import io
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -18,6 +19,7 @@ from verl.trainer.main_ppo import run_ppo
 from srpo_recipe.run import ending, stop
 from srpo_recipe.run.ending import Ending
 from srpo_recipe.run.screen import Screen
+from srpo_recipe.training import launch
 from srpo_recipe.training.watch import cluster_watch, driver
 from srpo_recipe.training.watch.cluster_watch import ClusterWatch, dead_process
 from srpo_recipe.training.watch.driver import ended_clearly
@@ -230,3 +232,14 @@ def test_what_is_leaned_on_of_verl_and_ray():
     assert list(inspect.signature(Node.dead_processes).parameters) == ["self"]
     assert worker._global_node is None  # nothing of Ray runs here
     assert {PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET} == set(cluster_watch.PLAIN)
+
+
+def test_the_driver_listens_from_the_moment_at_which_ray_runs(monkeypatch):
+    calls: list = []
+    actor = SimpleNamespace(remote=lambda: calls.append("remote"))
+    actor.options = lambda **options: calls.append(options) or actor
+    monkeypatch.setattr(launch, "SRPOTaskRunner", actor)
+    runner = launch.Runner(lambda: calls.append("begun"))
+    runner.remote()
+    runner.options(runtime_env={}).remote()
+    assert calls == ["begun", "remote", "begun", {"runtime_env": {}}, "remote"]
