@@ -67,7 +67,7 @@ class Protocol:
     prompts: int = 8
     samples: int = 2
     sizes: tuple[int, int, int] = (4096, 128, 128)
-    model_steps: int = 300  # of the warm start for picks
+    model_steps: int = 400  # of the warm start for picks
 
     @property
     def early(self) -> tuple[int, ...]:

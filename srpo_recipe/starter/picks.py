@@ -1,13 +1,12 @@
 """Additions of terms of one's own choice: a task in which a self-teacher is really unsure.
 
-The user turn offers twelve numbers, `17,25,38,39,12,44,20,31,27,46,15,33=?`. A solution takes any four of them, in any order, and
-adds them up with running sums as in `sums`, then says the sum:
+The user turn offers twelve numbers, `17,25,38,39,12,44,20,31,27,46,15,33=?`. A solution takes any four of them, one perhaps
+again, in any order, and adds them up with running sums as in `sums`, then says the sum:
 
     25+17=42+39=81+12=93#93
 
-There are 11,880 right solutions of every problem. Whoever has seen one knows how a sum goes on and not which number comes next:
-ln(12 * 11 * 10 * 9) = 9.4 nats of honest uncertainty in about 26 tokens, 0.36 a token, where `sums` has ln(24) = 3.2, 0.12 a
-token. So confidence tells the arithmetic from the choice, which is what dynamic weights are for.
+There are 20,736 right solutions of every problem. Whoever has seen one knows how a sum goes on and not which number comes next:
+ln(12^4) = 9.9 nats of honest uncertainty in about 26 tokens, 0.38 a token, where `sums` has ln(24) = 3.2, 0.12 a token. So confidence tells the arithmetic from the choice, which is what dynamic weights are for.
 
 Pure functions over `random.Random`. No verl, ray or torch.
 
@@ -75,17 +74,16 @@ def correct_solution(terms: Terms, rng: random.Random) -> str:
 
 def slipping_solution(terms: Terms, rng: random.Random, slip_probability: float) -> str:
     """A solution whose every step slips with `slip_probability`, as in `sums`."""
-    return sums.slipping_solution(tuple(rng.sample(terms, TAKEN)), rng, slip_probability)
+    return sums.slipping_solution(tuple(rng.choices(terms, k=TAKEN)), rng, slip_probability)
 
 
 def verify(response: str, ground_truth: str) -> float:
-    """1.0 if `response` adds up four different numbers of those on offer and ends in their sum, else 0.0; never raises."""
+    """1.0 if `response` adds up four of the numbers on offer and ends in their sum, else 0.0; never raises."""
     if not isinstance(response, str) or not (match := _SOLUTION.fullmatch(response)):
         return 0.0
     *taken, answer = match.groups()
     offered = str(ground_truth).split(",")
-    right = len(set(taken)) == TAKEN and set(taken) <= set(offered) and int(answer) == sum(map(int, taken))
-    return float(right)
+    return float(set(taken) <= set(offered) and int(answer) == sum(map(int, taken)))
 
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs) -> dict[str, Any]:

@@ -17,7 +17,7 @@ that its habit.
 --task picks makes one for srpo_recipe/starter/picks.py, from the weights of --start in a fraction of the time:
 
     python -m srpo_recipe.starter.tiny --task picks --start srpo_recipe/assets/tiny_qwen3 --out outputs/models/tiny_picks \
-        --steps 300 --lr 0.001 --slip 0.45
+        --steps 400 --lr 0.001 --slip 0.45
 """
 
 import argparse
