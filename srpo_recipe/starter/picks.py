@@ -6,7 +6,8 @@ again, in any order, and adds them up with running sums as in `sums`, then says 
     25+17=42+39=81+12=93#93
 
 There are 20,736 right solutions of every problem. Whoever has seen one knows how a sum goes on and not which number comes next:
-ln(12^4) = 9.9 nats of honest uncertainty in about 26 tokens, 0.38 a token, where `sums` has ln(24) = 3.2, 0.12 a token. So confidence tells the arithmetic from the choice, which is what dynamic weights are for.
+ln(12^4) = 9.9 nats of honest uncertainty in about 26 tokens, 0.38 a token, where `sums` has ln(24) = 3.2, 0.12 a token. So
+confidence tells the arithmetic from the choice, which is what dynamic weights are for.
 
 Pure functions over `random.Random`. No verl, ray or torch.
 
