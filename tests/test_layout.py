@@ -44,7 +44,7 @@ def test_the_folders_import_only_what_they_may():
 
 LAYERS = "layers: a folder imports only from those below it"
 METHOD = "method: torch and the standard library alone"
-VERL = "verl: imported in training and cpu alone"
+VERL = "verl: imported in training, cpu and gpu_check alone"
 
 
 @pytest.mark.parametrize(
