@@ -1,5 +1,5 @@
-"""The check of a GPU, tried without one: its float64 yardstick against the transcription, verdicts that fail where they should, the
-command from its processes to its file.
+"""The check of a GPU, tried without one: its float64 yardstick against the transcription, verdicts that fail where they should,
+the command from its processes to its file.
 """
 
 import json
@@ -51,11 +51,9 @@ def test_the_yardstick_is_the_transcription(alpha, beta):
     leaf_NV = torch.from_numpy(student_NV).requires_grad_()
     teacher = torch.from_numpy(teacher_NV)
     pieces = [slice(0, 3), slice(3, 8)]  # cutting a mini-batch changes nothing
-    found, size = exact.loss_of(
-        [exact.terms(leaf_NV[p], teacher[p], tokens.part(p), 7, alpha, beta) for p in pieces]
-    )
+    found, size = exact.loss_of([exact.terms(leaf_NV[p], teacher[p], tokens.part(p), 7, alpha, beta) for p in pieces])
     found.backward()
-    assert float(found) == pytest.approx(paper.loss(batch, settings), rel=1e-12)
+    assert found.item() == pytest.approx(paper.loss(batch, settings), rel=1e-12)
     assert size == pytest.approx(sum(abs(term) for term in paper.summands(batch, settings)), rel=1e-12)
     np.testing.assert_allclose(leaf_NV.grad.numpy(), paper.gradient(batch, settings)[:, 0], rtol=1e-9, atol=1e-15)
 
@@ -115,7 +113,7 @@ def test_what_is_missing_is_named_and_nothing_is_started(tmp_path, monkeypatch):
     found, seconds = examine(request(tmp_path, quick=False), 1, lambda one: None)
     assert [(one.part, one.status, one.found) for one in found] == [
         ("loss", row.PASS, ""),
-        *((part, row.NOT_INSTALLED, "verl") for part in ("engine", "teacher", "memory", "step")),
+        *((part, row.NOT_INSTALLED, "verl") for part in ("memory", "engine", "teacher", "step")),
         ("quickstart", row.NOT_INSTALLED, "vllm"),
     ]
     assert seconds.keys() >= {"quickstart"}
@@ -130,8 +128,9 @@ def test_what_is_missing_is_named_and_nothing_is_started(tmp_path, monkeypatch):
     ],
 )
 def test_a_process_that_breaks_is_a_row_that_fails_and_keeps_what_it_had(tmp_path, monkeypatch, code, said):
-    had = f"import json; open(json.loads(sys.argv[1])['out'], 'a').write({json.dumps(row.Row('loss', 'a', row.PASS, '').plain())!r} + chr(10))"
-    monkeypatch.setattr(parts, "WORKER", ("-c", f"import sys; {had}; {code}"))
+    had = json.dumps(row.Row("loss", "a", row.PASS, "").plain())
+    write = f"import json, sys; open(json.loads(sys.argv[1])['out'], 'a').write({had!r} + chr(10))"
+    monkeypatch.setattr(parts, "WORKER", ("-c", f"{write}; {code}"))
     monkeypatch.setattr(parts, "GROUP_SECONDS", 3)
     found = list(parts.answers(request(tmp_path), Group(("loss",))))
     assert [one.status for one in found] == [row.PASS, row.FAIL] and said in found[1].found

@@ -58,7 +58,11 @@ NAMES = {
     "verl.utils.tensordict_utils:get_non_tensor_data": "data key default",
     "verl.utils.tensordict_utils:get": "tensordict key default",
     "verl.utils.device:get_device_id": "",
+    # what gpu_check takes beside it: the config's dataclasses, and verl's own GRPO to compare with
     "verl.utils.device:get_device_name": "",
+    "verl.utils.config:omega_conf_to_dataclass": "config dataclass_type",
+    "verl.workers.utils.losses:ppo_loss": "config model_output data dp_group",
+    "verl.workers.utils.padding:no_padding_2_padding": "tensor data",
     "verl.utils.metric:AggregationType": None,
     "verl.utils.metric:Metric": "aggregation value",
     "verl.workers.config:ActorConfig": None,
