@@ -105,7 +105,9 @@ class Rank:
         with Growth() as scoring, teacher.eval_mode():
             teacher.infer_batch(scored, loss_function=None)
         teacher.finish_teacher_pass()
-        states = local_bytes([*(hidden for hidden, _ in teacher.states.kept.values()), teacher.states.layer.weight_VH])
+        states = local_bytes(
+            [*(kept.hidden_NH for kept in teacher.states.kept.values()), teacher.states.layer.weight_VH]
+        )
         with student.train_mode():
             student.optimizer_zero_grad()
             with Growth() as update:

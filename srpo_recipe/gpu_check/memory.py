@@ -79,7 +79,7 @@ def step(rank: Rank, rollouts: Rollouts) -> dict[str, int]:
     with place.growth() as scoring:
         rank.teacher_pass(data)
     teacher.finish_teacher_pass()
-    states = local_bytes([*(hidden for hidden, _ in teacher.states.kept.values()), teacher.states.layer.weight_VH])
+    states = local_bytes([*(kept.hidden_NH for kept in teacher.states.kept.values()), teacher.states.layer.weight_VH])
     data = rank.update_batch(rollouts)
     with student.train_mode():
         student.optimizer_zero_grad()
