@@ -130,20 +130,8 @@ def test_tools_that_a_row_selects_are_those_that_are_told(queue, engine, tools, 
     assert row["prompts"].tolist() == rendered(tokenizer, row["extra_fields"]["student_chat"])
 
 
-class TwoTurns(SingleTurnAgentLoop):
-    async def run(self, sampling_params, **kwargs):
-        first = await super().run(sampling_params, **kwargs)
-        text = self.tokenizer.decode(first.response_ids, skip_special_tokens=True)
-        turns = [*kwargs["raw_prompt"], {"role": "assistant", "content": text}, {"role": "user", "content": "Again."}]
-        return [first, await super().run(sampling_params, **{**kwargs, "raw_prompt": turns})]
-
-
-class TeachableTwoTurns(TeachableLoop, TwoTurns):
-    """A loop that makes several outputs of a rollout."""
-
-
 def test_every_output_of_a_rollout_tells_its_own_chat(queue, engine, tokenizer, monkeypatch):
-    register_loops(monkeypatch, twice="test_agent_loops.TeachableTwoTurns")
+    register_loops(monkeypatch, twice="loops_of_users.TeachableTwoTurns")
     run_prompt(engine, agent="twice", n=2)
     assert sorted(queue.rows) == ["u7_0_0", "u7_0_1", "u7_1_0", "u7_1_1"]
     for key, (row, _) in queue.rows.items():
