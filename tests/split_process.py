@@ -1,8 +1,7 @@
-"""One rank of tests/test_split.py: `torchrun --nproc-per-node N tests/split_process.py FOLDER MODEL SIZE [lora|hybrid]`.
+"""One rank of tests/test_split.py: `torchrun --nproc-per-node N tests/split_process.py FOLDER MODEL SIZE [lora|hybrid|bf16]`.
 
 As engine_process.py, with every sequence split over SIZE ranks (verl's ulysses_sequence_parallel_size). What was seen goes to
-FOLDER/MODEL_N_SIZE.pt, with an adapter to FOLDER/MODEL_N_SIZE_lora.pt, with copies of the weights to
-FOLDER/MODEL_N_SIZE_hybrid.pt.
+FOLDER/MODEL_N_SIZE.pt, and of the other kinds (an adapter; copies of the weights; bf16) to FOLDER/MODEL_N_SIZE_KIND.pt.
 """
 
 import sys
@@ -63,6 +62,19 @@ class SplitRun(Run):
         self.student.module.set_attn_implementation("packed_sdpa")
 
 
+class HalfRun(SplitRun):
+    """Computed in bf16, as on a GPU."""
+
+    overrides = (
+        *CONFIG,
+        *(
+            f"actor_rollout_ref.{part}.fsdp_config.mixed_precision.{name}=bf16"
+            for part in ("actor", "ref")
+            for name in ("param_dtype", "buffer_dtype")
+        ),
+    )
+
+
 class SplitAdapterRun(SplitRun, AdapterRun):
     overrides = (*CONFIG, *AdapterRun.overrides)
 
@@ -72,11 +84,11 @@ def main() -> None:
     dist.init_process_group("gloo")
     folder, model, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     lora = "lora" in sys.argv[4:]
-    kind = SplitAdapterRun if lora else SplitRun
+    kind = SplitAdapterRun if lora else HalfRun if "bf16" in sys.argv[4:] else SplitRun
     kind.split = size
     hybrid = {"fsdp_size": 2} if "hybrid" in sys.argv[4:] else {}  # the weights once on each pair of ranks
     run = kind(folder, model, ulysses_sequence_parallel_size=size, **hybrid)
-    cases = {"lora": ("srpo", "sdpo", "mixed"), "hybrid": ("srpo", "grpo", "whole")}
+    cases = {"lora": ("srpo", "sdpo", "mixed"), "hybrid": ("srpo", "grpo", "whole"), "bf16": ("srpo", "whole")}
     without = [name for name in CASES if not needs_reference(CASES[name])]  # adapters
     for case in cases[sys.argv[4]] if sys.argv[4:] else without:
         run.reference(case)
@@ -89,6 +101,8 @@ def main() -> None:
     run.backward("srpo", "one", name="dynamic", use_dynamic_bsz=True, max_token_len_per_gpu=40 // size)
     if hybrid:
         assert run.student.device_mesh.ndim == 2
+    if "bf16" in sys.argv[4:] and size > 1:
+        run.refused()
     if not sys.argv[4:]:
         run.log_probs()
         run.refused()

@@ -137,6 +137,18 @@ def test_adapters_take_split_sequences(run_of, kind, case):
         assert largest_error(gradient, found["gradient"][case, "plain"]) < 2e-4
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("case", ["srpo", "whole"])
+def test_bf16_loses_nothing_more_when_sequences_are_split(run_of, case):
+    found, whole = run_of((2, 2), "bf16"), run_of((1, 1), "bf16")
+    for part in parts_of(found, case):
+        assert found["loss"][case, part] == pytest.approx(whole["loss"][case, part], rel=1e-3)
+        pairs = [(value, whole["gradient"][case, part][name]) for name, value in found["gradient"][case, part].items()]
+        off = sum(float((one - other).square().sum()) for one, other in pairs)
+        assert off < 0.01**2 * sum(float(other.square().sum()) for _, other in pairs)
+    assert found["same when split"] < 0.02 and "does not compute the same" in found["refused"]
+
+
 def test_a_model_with_a_part_for_images_is_refused():
     module = SimpleNamespace(config=SimpleNamespace(vision_config={}))
     with pytest.raises(NotImplementedError, match="(?s)has a part for images.*ulysses_sequence_parallel_size=1"):

@@ -16,8 +16,9 @@ from verl.utils.ulysses import (
 )
 
 TOKENS = 8  # of a slice
-# of the logits' own size, their mean taken off: far above bf16's rounding, far below what a slice without its past gives
-ALLOWED = 0.1
+# Of the logits' own size, their mean taken off. The embedded model differs by 0.38 where a slice does not see its past, one of
+# random weights by 1.2, and bf16 rounds the former's logits by 0.005.
+ALLOWED = 0.2
 
 DIFFERENT = """{model} does not compute the same on sequences that are split over {ranks} ranks: its logits differ by
 {difference:.2g} of their size. Its attention (attn_implementation={attention}) or another layer sees one rank's slice alone. Set
