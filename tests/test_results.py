@@ -20,6 +20,7 @@ STATED = {
     "docker.md": ["flag", "file"],
     "doctor.md": ["check", "set-up"],
     "evaluation.md": ["option"],
+    "gpu_check.md": ["part"],  # tolerances
     "lora.md": ["key"],
     "options.md": ["plug point"],
     "planning.md": [
