@@ -1,0 +1,121 @@
+"""A small real run that a fault is tried on, and what is known of it afterwards."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from cluster_runs import SETTINGS, Run, environment, steps, until
+
+from srpo_recipe.records import checkpoint
+
+# Of a run: long enough to be hurt, and a checkpoint after every step.
+LONG = ("trainer.total_training_steps=40", "trainer.save_freq=1", "run.grace_seconds=0")
+LIVE_ON = 30.0  # seconds after its end in which nothing of a run may live
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One line of the campaign.
+
+    name: what is done; kind: the heading that it stands under; says: what screen or failure.txt must have; status: the exit
+    statuses that are right; try_it: does it, and returns what was seen.
+    """
+
+    name: str
+    kind: str
+    says: str
+    status: tuple[int, ...]
+    try_it: Callable[["Fault", Path], "Seen"]
+
+
+@dataclass
+class Seen:
+    """status: of the command; seconds: to its end; said: all it wrote; left: processes that outlived it; lost: steps whose
+    metrics are gone or that are done again; goes_on: whether the same command went on, None where there is nothing to go on with.
+    """
+
+    status: int
+    seconds: float
+    said: str
+    left: list[str] = field(default_factory=list)
+    lost: int = 0
+    goes_on: bool | None = None
+
+    def wrong(self, fault: Fault) -> list[str]:
+        """What is not as it should be; empty for a fault that was survived or named."""
+        found = []
+        if self.status not in fault.status:
+            found.append(f"exit status {self.status}, not {' or '.join(map(str, fault.status))}")
+        if fault.says not in self.said:
+            found.append(f"it does not say {fault.says!r}")
+        if self.left:
+            found.append(f"{len(self.left)} processes live on: {', '.join(self.left[:3])}")
+        if self.lost > 1:
+            found.append(f"{self.lost} steps are lost")
+        if self.goes_on is False:
+            found.append("the same command does not go on")
+        return found
+
+
+def said_of(root: Path, log: str) -> str:
+    """What is on the screen, and in failure.txt."""
+    failure = root / "run" / "failure.txt"
+    return log + (failure.read_text(encoding="utf-8", errors="replace") if failure.is_file() else "")
+
+
+def hurt(do: Callable[[Run], None], limit: float, *overrides: str) -> Callable[[Fault, Path], Seen]:
+    """Do something to a run that is under way, wait for its end, then give its command again. limit: seconds to the end."""
+
+    def try_it(fault: Fault, root: Path) -> Seen:
+        with Run(root, *LONG, *overrides) as run:
+            begun = time.monotonic()
+            do(run)
+            try:
+                status = run.command.wait(timeout=limit)
+            except subprocess.TimeoutExpired:
+                status = -1
+            seconds = time.monotonic() - begun
+            while run.left() and time.monotonic() < begun + seconds + LIVE_ON:
+                time.sleep(0.5)
+            left = [one.name() for one in run.left()]
+        whole = checkpoint.newest_whole(root / "run" / "checkpoints", teacher=True) or 0
+        lost, seen = max(steps(root)) - whole, said_of(root, run.log())
+        return Seen(status, seconds, seen, left, lost, goes_on(root, whole, *LONG, *overrides))
+
+    return try_it
+
+
+def goes_on(root: Path, step: int, *overrides: str) -> bool:
+    """Whether the command, given again, makes the step after the one that it has, and ends when it is asked to."""
+    with Run(root, *overrides) as run:  # which waits for two steps, and they are there
+        until(lambda: max(steps(root)) > step or run.command.poll() is not None, 400, run.log)
+        (root / "run" / "STOP").touch()
+        ended = run.command.wait(timeout=200)
+        done = steps(root)
+        return ended == 75 and done == list(range(1, len(done) + 1)) and len(done) > step
+
+
+def kill(who: str, number: signal.Signals, limit: float = 60) -> Callable[[Fault, Path], Seen]:
+    """A signal to one process of a run. who: as cluster_runs.Run.process names it."""
+    return hurt(lambda run: run.process(who).send_signal(number), limit)
+
+
+def start(root: Path, *overrides: str, timeout: float = 600) -> tuple[int, float, str]:
+    """(status, seconds, what it said) of a start that comes to its end."""
+    begun = time.monotonic()
+    command = [sys.executable, "-m", "srpo_recipe.main", *SETTINGS, f"run.root={root}", *overrides]
+    with psutil.Popen(
+        command, cwd=root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        try:
+            said, _ = run.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.kill(run.pid, signal.SIGTERM)
+            said, _ = run.communicate()
+    return run.returncode, time.monotonic() - begun, said_of(root, said)
