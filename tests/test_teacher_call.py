@@ -11,6 +11,8 @@ from srpo_recipe.method.route import Route
 from srpo_recipe.method.self_teacher import StudentChat, TeacherPrompt
 from srpo_recipe.training import fields, teacher_call
 from srpo_recipe.training.lifecycle import LifecycleTrainer
+from srpo_recipe.training.passes import PASS
+from srpo_recipe.training.worker import SRPOWorker
 
 FILLER = 99
 
@@ -57,6 +59,27 @@ def test_a_rank_scores_the_rows_that_it_updates(budget, split, held):
         tu.get_non_tensor_data(data, "max_token_len_per_gpu", None) == held
     )  # never below the longest row, of which a rank may have a slice
     assert tu.get_non_tensor_data(data, "temperature", None) == 0.7
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_the_worker_keeps_the_budget_that_was_raised_to_the_longest_row(lora):
+    """Of adapters, too, whose pass is the actor's: verl refuses a budget below a row."""
+    data, asked = teacher_call.teacher_batch(decision(), [0, 1], FILLER), []
+    tu.assign_non_tensor(data, use_dynamic_bsz=True, max_token_len_per_gpu=77)
+    worker = SimpleNamespace(
+        teacher=SimpleNamespace(infer_batch=lambda data: asked.append(data)),
+        is_lora=lora,
+        config=SimpleNamespace(
+            ref=SimpleNamespace(
+                log_prob_use_dynamic_bsz=True,
+                log_prob_max_token_len_per_gpu=5,
+                log_prob_micro_batch_size_per_gpu=None,
+            )
+        ),
+    )
+    SRPOWorker._score(worker, data, "teacher")
+    assert tu.get_non_tensor_data(asked[0], "max_token_len_per_gpu", None) == 77
+    assert tu.get_non_tensor_data(asked[0], PASS, None) == "teacher"
 
 
 @pytest.mark.parametrize("positions, said", [(100, True), (400, False), (None, False)])

@@ -96,17 +96,11 @@ class SRPOWorker(ActorRolloutRefWorker):
         return data.select(TEACHER_ROW).cpu()
 
     def _score(self, data: TensorDict, stage: str) -> None:
-        """A forward pass of the teacher's, or of the first model."""
+        """A forward pass of the teacher's, or of the first model. Its limits are those that the trainer has written into `data`, also
+        where an adapter's pass is the actor's worker's, which has others of its own.
+        """
         assert self.teacher is not None
-        limits = self.config.ref
         tu.assign_non_tensor(data, compute_loss=False, **{PASS: stage})
-        if self.is_lora:  # the actor's worker has the limits of its own passes
-            tu.assign_non_tensor(
-                data,
-                use_dynamic_bsz=limits.log_prob_use_dynamic_bsz,
-                max_token_len_per_gpu=limits.log_prob_max_token_len_per_gpu,
-                micro_batch_size_per_gpu=limits.log_prob_micro_batch_size_per_gpu,
-            )
         self.teacher.infer_batch(data=data)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
