@@ -96,8 +96,8 @@ class SRPOWorker(ActorRolloutRefWorker):
         return data.select(TEACHER_ROW).cpu()
 
     def _score(self, data: TensorDict, stage: str) -> None:
-        """A forward pass of the teacher's, or of the first model. Its limits are those that the trainer has written into `data`, also
-        where an adapter's pass is the actor's worker's, which has others of its own.
+        """A forward pass of the teacher's, or of the first model. Its limits are those that the trainer has written into `data`,
+        also where an adapter's pass is the actor's worker's, which has others of its own.
         """
         assert self.teacher is not None
         tu.assign_non_tensor(data, compute_loss=False, **{PASS: stage})
