@@ -131,7 +131,7 @@ def not_written(folder: str | Path, step: int, error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     told = [line.strip() for line in lines if any(os.strerror(kind) in line for kind in FULL)]
     if not told and _free(folder)[0] < LITTLE_BYTES:  # torch says where its file ended, and not why
-        told = ["the disk is full"]
+        told = ["the disk has no space left"]
     try:
         last = pointer(folder)
     except ValueError:
