@@ -71,10 +71,14 @@ class Run:
             )
 
     def __enter__(self) -> "Run":
-        until(lambda: len(steps(self.root)) >= 2 or self.command.poll() is not None, 700, self.log)
-        assert self.command.poll() is None, self.log()[-5000:]
-        front = psutil.Process(self.command.pid)
-        self.family = [front, *front.children(recursive=True)]
+        try:
+            until(lambda: len(steps(self.root)) >= 2 or self.command.poll() is not None, 700, self.log)
+            assert self.command.poll() is None, self.log()[-5000:]
+            front = psutil.Process(self.command.pid)
+            self.family = [front, *front.children(recursive=True)]
+        except BaseException:
+            self.command.kill()  # the driver is told by the kernel, and ends the rest
+            raise
         return self
 
     def __exit__(self, *_) -> None:

@@ -328,7 +328,9 @@ def test_torchs_words_for_a_full_disk_are_not_ours(tmp_path, monkeypatch):
     assert "unexpected pos 128" in checkpoint.not_written(tmp_path, 4, error)
     monkeypatch.setattr(checkpoint.os, "statvfs", lambda path: space)
     text = checkpoint.not_written(tmp_path, 4, error)
-    assert text.startswith("the checkpoint of step 4 could not be written: the disk has no space left (0.00 GiB free at ")
+    assert text.startswith(
+        "the checkpoint of step 4 could not be written: the disk has no space left (0.00 GiB free at "
+    )
     quota = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "x")
     assert os.strerror(errno.EDQUOT) in checkpoint.not_written(tmp_path, 4, quota)
 
