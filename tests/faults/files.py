@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,8 +32,8 @@ def damaged(damage: Callable[[Path], None], resumes: bool = False) -> Callable[[
         if resumes:
             return Seen(status, seconds, said, goes_on=(root / "run" / "summary.json").is_file())
         goes_on = None
-        if "run.resume=1" in said:
-            command = [sys.executable, "-m", "srpo_recipe.run.dry_run", *SETTINGS, *THREE_STEPS, "run.resume=1"]
+        if way := re.search(r"run\.resume=\d+", said):
+            command = [sys.executable, "-m", "srpo_recipe.run.dry_run", *SETTINGS, *THREE_STEPS, way[0]]
             dry = subprocess.run([*command, f"run.root={root}"], env=environment(), capture_output=True, text=True)
             goes_on = dry.returncode == 0
         return Seen(status, seconds, said, goes_on=goes_on)

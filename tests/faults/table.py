@@ -23,8 +23,8 @@ SHARD = "actor/model_world_size_1_rank_0.pt"
 OLDER = "run.resume=1"
 
 FILES = [
-    ("the pointer is empty", written(POINTER, ""), OLDER),
-    ("the pointer is no number", written(POINTER, "two"), OLDER),
+    ("the pointer is empty", written(POINTER, ""), "run.resume=2"),
+    ("the pointer is no number", written(POINTER, "two"), "run.resume=2"),
     ("the pointer names a folder that is not there", written(POINTER, "7"), "run.resume=2"),
     ("a shard of the actor is cut", cut(f"{NEWEST}/{SHARD}"), OLDER),
     ("a shard of the actor is empty", cut(f"{NEWEST}/{SHARD}", 0), OLDER),
