@@ -75,7 +75,7 @@ def draw(runs: Mapping[str, list[dict]], times: Mapping[str, Mapping[int, float]
             axis.plot(hours, mean, color=COLORS.get(group[0]["method"]), label=name, **styles[name])
             axis.fill_between(hours, low, high, color=COLORS.get(group[0]["method"]), alpha=0.15)
         if shown:
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.05 * max(axis.get_ylim()[1], 1e-9))
             axis.legend(fontsize=8)
         else:
             axis.text(0.5, 0.5, "no such run", ha="center", transform=axis.transAxes)

@@ -99,7 +99,7 @@ ACCEPTANCE = (
 # The same for a task in which the teacher has to be unsure.
 ACCEPTANCE_PICKS = (
     ("accuracy_temperature_0.6", 0.20, 0.65),
-    ("accuracy_shown_a_correct_sibling_temperature_1.0", 0.90, 1.0),
+    ("accuracy_shown_a_correct_sibling_temperature_1.0", 0.85, 1.0),
     ("failed_with_correct_sibling_share_of_rollouts", 0.30, 0.75),
     ("teacher_entropy_nats_on_those_failed", 0.30, 1.0),
 )
