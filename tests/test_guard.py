@@ -168,3 +168,70 @@ def test_a_signal_that_was_ignored_stays_ignored(tmp_path):
     assert run.signals() == [] and len(run.left()) == 4
     run.end("sys.exit(0)")
     assert run.command.wait(60) == 0 and run.left() == []
+
+
+# A driver with a Ray cluster of its own, in which an actor works for ever.
+WITH_RAY = """
+import sys
+from pathlib import Path
+from omegaconf import OmegaConf
+from srpo_recipe.run import cluster, guard, screen
+
+def command():
+    folder = sys.argv[1]
+    cluster.keep_to_this_machine()
+    import ray
+    from srpo_recipe.training.watch.driver import ended_clearly
+    places = {"dir": folder, "stop_file": f"{folder}/STOP", "grace_seconds": 0}
+    config = OmegaConf.create({"run": places, "trainer": {"default_local_dir": f"{folder}/checkpoints"}})
+
+    @ray.remote
+    class Worker:
+        def work(self):
+            import time
+            Path(folder, "working").touch()
+            time.sleep(600)
+
+    with screen.of_run(folder, "lines", 0.0) as shown, ended_clearly(config, shown) as begun:
+        ray.init(address="local", num_cpus=1, include_dashboard=False)
+        worker = Worker.remote()
+        begun()
+        ray.get(worker.work.remote())
+
+guard.guarded(command)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "name, number, status, says",
+    [
+        ("gcs_server", signal.SIGKILL, 1, "the GCS, Ray's table of nodes, processes and actors, died: "),
+        ("raylet/raylet", signal.SIGKILL, 1, "the raylet, the node's scheduler, died: "),
+        ("the driver", signal.SIGKILL, 137, "its driver was killed by SIGKILL"),
+        ("the driver", signal.SIGTERM, 143, "SIGTERM ended it"),
+    ],
+)
+def test_of_a_cluster_whose_run_ends_nothing_is_left_within_30_seconds(tmp_path, name, number, status, says):
+    """Ray itself takes a minute to find that GCS is gone, and its agents outlive a driver that is killed."""
+    with (tmp_path / "log").open("w") as log:
+        command = subprocess.Popen(
+            [sys.executable, "-c", WITH_RAY, str(tmp_path)], stdout=log, stderr=subprocess.STDOUT
+        )
+    log_text = (tmp_path / "log").read_text
+    try:
+        until(lambda: (tmp_path / "working").exists() or command.poll() is not None, 200, log_text)
+        front = psutil.Process(command.pid)
+        family = [front, *front.children(recursive=True)]
+        driver = front.children()[0]
+        target = driver if name == "the driver" else next(one for one in family if name in " ".join(one.cmdline()))
+        killed = time.monotonic()
+        target.send_signal(number)
+        assert command.wait(60) == status, log_text()
+        assert [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+        assert time.monotonic() - killed < 30
+    finally:
+        command.kill()
+    assert (tmp_path / "failure.txt").read_text().startswith(f"The run ended: {says}")
+    assert log_text().splitlines()[-1] == "There is no whole checkpoint yet: the same command starts at step 0."
