@@ -184,6 +184,7 @@ def command():
     from srpo_recipe.training.watch.driver import ended_clearly
     places = {"dir": folder, "stop_file": f"{folder}/STOP", "grace_seconds": 0}
     config = OmegaConf.create({"run": places, "trainer": {"default_local_dir": f"{folder}/checkpoints"}})
+    guard.tell(folder, f"{folder}/checkpoints")
 
     @ray.remote
     class Worker:
