@@ -6,6 +6,7 @@ import json
 import os
 import traceback
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def _prepare(place, model, folder: Path, out: str) -> Path:
     """Join the ranks and write the model, which the processes of one size share."""
     import torch
 
+    if not any(point.value == "srpo_recipe.plugin" for point in entry_points(group="verl.plugins")):
+        importlib.import_module("srpo_recipe.plugin")  # unpacked, not installed: verl does not find it by itself
     from srpo_recipe.gpu_check import rank
     from srpo_recipe.gpu_check.model import write_model
 
