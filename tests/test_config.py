@@ -152,6 +152,7 @@ def test_only_these_files_set_the_methods_own_settings():
     assert found == {
         "sums": {"top_k", "teacher.max_prompt_tokens"},
         "cpu": {"chunk_megabytes", "logits_rows", "poll_seconds"},
+        "gpu8_long": {"teacher.max_prompt_tokens"},
         **{task: {"verifier.name"} for task in ("chemistry", "math", "tooluse")},
     }
 

@@ -181,7 +181,7 @@ def test_mathematics_from_the_hub(tmp_path, hub, task):
         "prompt": [{"role": "user", "content": f"{problem}\n\n{suffix}"}],
         "ability": "math",
         "reward_model": {"style": "rule", "ground_truth": truth},
-        "extra_info": {"split": "test", "index": 0, "id": name},
+        "extra_info": {"split": "test", "index": 0, "id": name, "reference": None},
     }
 
 
@@ -233,7 +233,7 @@ def test_verls_own_rows_pass_through_the_checks(tmp_path, suffix):
     assert [row["reward_model"]["ground_truth"] for row in found] == ["1", "2", "3"]
     assert {row["data_source"] for row in found} == {"math"}
     assert [row["extra_info"] for row in found] == [
-        {"split": "train", "index": number, "id": f"a-{number}"} for number in range(3)
+        {"split": "train", "index": number, "id": f"a-{number}", "reference": None} for number in range(3)
     ]
     left_out = json.loads((tmp_path / "out" / "manifest.json").read_text())["source"]["keys_left_out"]
     assert left_out == ["ability", "data_source", "extra_info.difficulty"]

@@ -5,11 +5,14 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from omegaconf import DictConfig
+
 from srpo_recipe.method import options
 from srpo_recipe.method.decision import Routing
 from srpo_recipe.method.demonstrations import REFERENCE
 from srpo_recipe.method.options import POINTS, Option
 from srpo_recipe.settings.contract import check_result, example
+from srpo_recipe.settings.read import old_policy
 from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.verify.functions import function_at
 from srpo_recipe.verify.settings import require
@@ -32,6 +35,23 @@ def check(settings: SRPOConfig) -> None:
         settings.route != "group" or shown == REFERENCE or feedback != "off",
         f"srpo.route=group asks the teacher where all rollouts of a question failed, and srpo.teacher.demonstration={shown} "
         f"shows one that did not: set it to {REFERENCE}",
+    )
+
+
+def check_asked(config: DictConfig, settings: SRPOConfig) -> None:
+    """Raise ValueError, with the fix, where an option asks what the run does not have: the log-probs of who sampled, or the first
+    model, which is there where adapters are trained.
+    """
+    rollout, model = config.actor_rollout_ref.rollout, config.actor_rollout_ref.model
+    require(
+        not needs_gap(settings) or old_policy(config) == "pass" or rollout.calculate_log_probs,
+        f"srpo.weight={settings.weight} and srpo.advantage={settings.advantage} ask for the sampler's log-probs: set "
+        "actor_rollout_ref.rollout.calculate_log_probs=true, or srpo.old_policy=pass",
+    )
+    require(
+        not needs_reference(settings) or model.lora_rank > 0,
+        f"srpo.target={settings.target} asks the first model, which only LoRA keeps (it is the base): set "
+        "actor_rollout_ref.model.lora_rank, or another target",
     )
 
 

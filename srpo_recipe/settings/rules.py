@@ -10,7 +10,7 @@ from omegaconf.errors import InterpolationResolutionError
 from srpo_recipe.settings import lora, options, parallel, places, ranges, required, unused
 from srpo_recipe.settings.compose import verl_defaults
 from srpo_recipe.settings.kinds import ABSENT, is_count, is_number, leaves, said, shown
-from srpo_recipe.settings.read import needs_pass, old_policy, read, section_of
+from srpo_recipe.settings.read import needs_pass, read, section_of
 from srpo_recipe.settings.refusals import (
     CORRECTION,
     REFUSALS,
@@ -63,8 +63,7 @@ def _check(config: DictConfig) -> SRPOConfig:
     check_prefill(config)
     check_old_policy(config)
     check_correction(config)
-    check_gap(config, settings)
-    check_reference(config, settings)
+    options.check_asked(config, settings)
     check_run(config)
     check_resume(config)
     ranges.check_types(config)
@@ -156,25 +155,6 @@ def check_correction(config: DictConfig) -> None:
     require(
         level is None or config.actor_rollout_ref.rollout.calculate_log_probs,
         f"the rollout correction needs {ROLLOUT}.calculate_log_probs=True",
-    )
-
-
-def check_gap(config: DictConfig, settings: SRPOConfig) -> None:
-    """Options that compare the teacher with who sampled need the sampler's log-probs."""
-    if options.needs_gap(settings) and old_policy(config) == "update":
-        require(
-            config.actor_rollout_ref.rollout.calculate_log_probs,
-            f"srpo.weight={settings.weight} and srpo.advantage={settings.advantage} ask for the sampler's log-probs: set "
-            f"{ROLLOUT}.calculate_log_probs=true, or srpo.old_policy=pass",
-        )
-
-
-def check_reference(config: DictConfig, settings: SRPOConfig) -> None:
-    """A target that asks the first model has it where adapters are trained: the base model itself."""
-    require(
-        not options.needs_reference(settings) or config.actor_rollout_ref.model.lora_rank > 0,
-        f"srpo.target={settings.target} asks the first model, which only LoRA keeps (it is the base): set "
-        "actor_rollout_ref.model.lora_rank, or another target",
     )
 
 
