@@ -14,7 +14,7 @@ import torch
 from srpo_recipe.records import checkpoint
 from srpo_recipe.records.metrics_file import read_lines
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
 MODE = ("trainer.v1.trainer_mode=srpo_colocate_async", "algorithm.rollout_correction.rollout_is=token")
 STEPS = 6

@@ -342,7 +342,7 @@ def test_a_kernel_that_cannot_hold_a_verifier(monkeypatch):
     assert answer.status == WARN and "cannot keep it from writing files" in answer.found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_too_few_gpus_in_a_real_cluster(tmp_path_factory):
     folder = Path("/tmp") / f"srpo-ray-{os.getpid()}"  # Ray's sockets want a short path
