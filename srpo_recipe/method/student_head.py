@@ -46,6 +46,9 @@ class StudentPass:
     ids_MS: Tensor = field(init=False)
     log_prob_MS: Tensor = field(init=False)
 
+    def __post_init__(self) -> None:
+        self.runs = _joined(self.runs)
+
     def __call__(self, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """hidden_NH: what the output layer is given for the N tokens; weight_VH, bias_V: the layer, in the same dtype. Gradients
         flow into all three.
@@ -145,6 +148,16 @@ class StudentPass:
         if given_CV is not None:
             (made,) = torch.autograd.grad(made_CV, given_CV, made.to(made_CV.dtype))
         raw_CV.copy_(made)
+
+
+def _joined(runs: Sequence[tuple[int, bool]]) -> list[tuple[int, bool]]:
+    """The same runs, neighbours of a kind in one: a piece costs as much for a few tokens as for many."""
+    found: list[tuple[int, bool]] = []
+    for tokens, taken in runs:
+        if found and found[-1][1] == taken:
+            tokens += found.pop()[0]
+        found.append((tokens, taken))
+    return found
 
 
 @dataclass
