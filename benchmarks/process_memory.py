@@ -1,11 +1,8 @@
-"""What a process holds: its resident memory as the kernel counts it, and the bytes of its own tensors."""
+"""What a process holds: its resident memory as the kernel counts it."""
 
 import ctypes
 import gc
-from collections.abc import Iterable
 from pathlib import Path
-
-import torch
 
 
 class Growth:
@@ -26,9 +23,3 @@ def status(field: str) -> int:
     """Bytes of a field of /proc/self/status."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
-
-
-def local_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of this rank's shards."""
-    found = (t.to_local() if hasattr(t, "to_local") else t for t in tensors)
-    return sum(t.numel() * t.element_size() for t in found)

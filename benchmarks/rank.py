@@ -14,16 +14,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig, open_dict
-from process_memory import Growth, local_bytes
+from omegaconf import open_dict
+from process_memory import Growth
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.engine.base import EngineRegistry
 
-from srpo_recipe.plan import memory
-from srpo_recipe.plan.architecture import describe_model
-from srpo_recipe.plan.setup import from_config
+from srpo_recipe.gpu_check.memory import bytes_of, predict
 from srpo_recipe.settings.compose import compose_config
 from srpo_recipe.settings.read import read
 from srpo_recipe.training import fields
@@ -102,33 +100,14 @@ class Rank:
             batch_of(list(rows_of(generator, hint, vocabulary)), stage)
             for hint, stage in ((HINT, "teacher"), (0, "update"))
         )
-        with Growth() as scoring, teacher.eval_mode():
-            teacher.infer_batch(scored, loss_function=None)
-        teacher.finish_teacher_pass()
-        states = local_bytes(
-            [*(kept.hidden_NH for kept in teacher.states.kept.values()), teacher.states.layer.weight_VH]
+
+        def score() -> None:
+            with teacher.eval_mode():
+                teacher.infer_batch(scored, loss_function=None)
+
+        return bytes_of(
+            student, teacher, Growth, score, lambda: data, partial(update_loss, self.actor_config, student.srpo)
         )
-        with student.train_mode():
-            student.optimizer_zero_grad()
-            with Growth() as update:
-                student.forward_backward_batch(data, partial(update_loss, self.actor_config, student.srpo))
-            gradients = local_bytes(p.grad for p in student.module.parameters())
-            with Growth() as optimizer:
-                student.optimizer_step()
-            held = local_bytes(
-                value for state in student.optimizer.state.values() for name, value in state.items() if "exp" in name
-            )
-        teacher.states.clear()
-        return {
-            "weights": local_bytes(student.module.parameters()),
-            "teacher": local_bytes(teacher.module.parameters()),
-            "teacher's states": states,
-            "gradients": gradients,
-            "optimiser": held,
-            "scoring pass": scoring.peak,
-            "update pass": update.peak - gradients,
-            "optimiser step": optimizer.peak,
-        }
 
 
 def rank_main(folder: Path, name: str, checkpointing: bool) -> None:
@@ -138,31 +117,12 @@ def rank_main(folder: Path, name: str, checkpointing: bool) -> None:
     generator = torch.Generator().manual_seed(dist.get_rank())
     measured = [rank.step(generator) for _ in range(2)][1]  # the first step makes the optimiser's moments
     if dist.get_rank() == 0:
-        predicted = predict(rank.config)
+        predicted = predict(rank.config, rank.config.actor_rollout_ref.model.path)
         for item, value in measured.items():
             row = {"model": name, "ranks": dist.get_world_size(), "checkpointing": checkpointing, "item": item}
             row |= {"predicted_mb": round(predicted[item] / 2**20, 1), "measured_mb": round(value / 2**20, 1)}
             print(json.dumps({**row, "ratio": round(predicted[item] / value, 3) if value else None}), flush=True)
     dist.destroy_process_group()
-
-
-def predict(config: DictConfig) -> dict[str, float]:
-    """The same items from the planner: a pass's growth is its phase less what was there before."""
-    arch, setup = describe_model(config.actor_rollout_ref.model.path), from_config(config)
-    held = ("weights", "teacher", "gradients", "optimiser")
-    passing = {
-        name: sum(value for item, value in phase(arch, setup).items() if item not in held)
-        for name, phase in memory.PHASES.items()
-    }
-    update = memory.loss_phase(arch, setup)
-    states = update["teacher's states"]
-    return {
-        **{item: update[item] for item in held},
-        "teacher's states": states,
-        "scoring pass": passing["scoring"],
-        "update pass": max(passing[name] - states for name in ("update: loss", "update: layers")),
-        "optimiser step": memory.optimizer_phase(arch, setup)["optimiser"] - update["optimiser"],
-    }
 
 
 if __name__ == "__main__":

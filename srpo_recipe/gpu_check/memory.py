@@ -1,11 +1,14 @@
 """Part `memory`: peak memory of each phase of a step against what the planner predicts for the same config."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from omegaconf import DictConfig
+from tensordict import TensorDict
 
 from srpo_recipe.gpu_check.place import Place, freed_at_once, local_bytes
 from srpo_recipe.gpu_check.rank import Rank, Way, config_of
@@ -15,6 +18,7 @@ from srpo_recipe.gpu_check.sizes import Model, Sizes
 from srpo_recipe.plan import memory
 from srpo_recipe.plan.architecture import describe_model
 from srpo_recipe.plan.setup import from_config
+from srpo_recipe.training.engine import RoutedEngine
 from srpo_recipe.training.losses import update_loss
 
 PART = "memory"
@@ -36,7 +40,7 @@ def check(place: Place, model: Model, folder: Path, sizes: Sizes) -> Iterator[Ro
     with freed_at_once(place):
         rank = Rank(folder, place, way, rollouts)
         measured = [step(rank, rollouts) for _ in range(2)][1]  # the first step makes the optimiser's moments
-    predicted = predict(rank, folder)
+    predicted = predict(rank.config, str(folder))
     for item, value in measured.items():
         ratio = predicted[item] / value if value else float("inf")
         yield judged(
@@ -73,25 +77,40 @@ def drawn(model: Model, routed: float = 1.0) -> Rollouts:
 
 def step(rank: Rank, rollouts: Rollouts) -> dict[str, int]:
     """One step; bytes by item."""
-    student, teacher, place = rank.student, rank.teacher, rank.place
     data = rank.teacher_batch(rollouts)
     assert data is not None
-    with place.growth() as scoring:
-        rank.teacher_pass(data)
+    score, loss = partial(rank.teacher_pass, data), partial(update_loss, rank.actor_config, rank.student.srpo)
+    return bytes_of(rank.student, rank.teacher, rank.place.growth, score, lambda: rank.update_batch(rollouts), loss)
+
+
+def bytes_of(
+    student: RoutedEngine,
+    teacher: RoutedEngine,
+    growth: Callable[[], Any],
+    score: Callable[[], Any],
+    batch: Callable[[], TensorDict],
+    loss: Callable,
+) -> dict[str, int]:
+    """Bytes of a step by item. growth: a context that has the `peak` of what it saw; score: the teacher's pass; batch: makes the
+    update's; loss: verl's function of it.
+    """
+    with growth() as scoring:
+        score()
     teacher.finish_teacher_pass()
+    assert teacher.states.layer is not None
     states = local_bytes([*(kept.hidden_NH for kept in teacher.states.kept.values()), teacher.states.layer.weight_VH])
-    data = rank.update_batch(rollouts)
+    data = batch()
     with student.train_mode():
         student.optimizer_zero_grad()
-        with place.growth() as update:
-            student.forward_backward_batch(data, partial(update_loss, rank.actor_config, student.srpo))
+        with growth() as update:
+            student.forward_backward_batch(data, loss)
         gradients = local_bytes(p.grad for p in student.module.parameters())
-        with place.growth() as optimizer:
+        with growth() as optimizer:
             student.optimizer_step()
         moments = local_bytes(
             value for state in student.optimizer.state.values() for name, value in state.items() if "exp" in name
         )
-    teacher.states.clear()
+    teacher.forget_teacher()
     return {
         "weights": local_bytes(student.module.parameters()),
         "teacher": local_bytes(teacher.module.parameters()),
@@ -104,9 +123,9 @@ def step(rank: Rank, rollouts: Rollouts) -> dict[str, int]:
     }
 
 
-def predict(rank: Rank, folder: Path) -> dict[str, float]:
+def predict(config: DictConfig, folder: str) -> dict[str, float]:
     """The same items from the planner: a pass's growth is its phase less what was there before."""
-    arch, setup = describe_model(str(folder)), from_config(rank.config)
+    arch, setup = describe_model(folder), from_config(config)
     passing = {
         name: sum(value for item, value in phase(arch, setup).items() if item not in HELD)
         for name, phase in memory.PHASES.items()
