@@ -65,6 +65,8 @@ def script(place: str, *words: str) -> None:
         assert not words or words[0] in ("cpu", "gpu", "auto"), words
     elif name == "pack_gpu_check.sh":
         assert len(words) <= 1 and all(word.endswith(".tar.gz") for word in words), words
+    elif name == "test_faults.sh":
+        assert {word for word in words if word.startswith("--")} <= {"--list", "--out", "--only", "--results"}, words
     elif name in ("test.sh", "test_cluster.sh"):
         assert all((ROOT / word.partition("::")[0]).is_file() for word in words if word.startswith("tests/")), words
     else:

@@ -46,7 +46,10 @@ def test_shellcheck_finds_nothing(script):
     assert result.returncode == 0, result.stdout
 
 
-OWN = ["compare.sh", "install.sh", "pack_gpu_check.sh", "quickstart.sh", "smollm.sh", "test.sh", "test_cluster.sh"]
+OWN = [
+    *("compare.sh", "install.sh", "pack_gpu_check.sh", "quickstart.sh", "smollm.sh"),
+    *("test.sh", "test_cluster.sh", "test_faults.sh"),
+]
 
 
 @pytest.mark.parametrize("script", [*DRY, *OWN])
