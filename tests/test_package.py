@@ -220,7 +220,7 @@ for point in found.entry_points.select(group="console_scripts"):
 """
     )
     names = {line.split()[1] for line in python("-c", code).splitlines() if line.startswith("script ")}
-    wanted = "train doctor plan eval inspect export verify data compare"
+    wanted = "train doctor plan eval inspect export verify data compare gpu-check"
     assert names == {f"srpo-{name}" for name in wanted.split()}
 
 
