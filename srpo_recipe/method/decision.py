@@ -178,10 +178,7 @@ def _shown(
     if routing.demonstration == REFERENCE:
         solutions = rollouts.reference or [None] * len(sibling_B)
         return [None if text is None else partial(strip_thinking, text) for text in solutions]
-    return [
-        partial(builder.demonstration, rollouts.responses[row].tolist()) if row >= 0 else None
-        for row in sibling_B.tolist()
-    ]
+    return [partial(builder.demonstration, rollouts.responses[row]) if row >= 0 else None for row in sibling_B.tolist()]
 
 
 def _weighted(route: Route, routing: Routing, correct_B: Tensor, rollouts: Rollouts) -> Route:
@@ -212,7 +209,8 @@ def _settled(rollouts: Rollouts) -> Tensor:
     """The groups' labels in the order of their prompts: those of the batch are drawn anew in every run."""
     first: dict[int, tuple] = {}
     for row, group in enumerate(rollouts.group_B.tolist()):
-        first.setdefault(group, (int(rollouts.index_B[row]), repr(rollouts.chats[row])))
+        if group not in first:
+            first[group] = int(rollouts.index_B[row]), repr(rollouts.chats[row])
     place = {group: number for number, group in enumerate(sorted(first, key=lambda group: first[group]))}
     return torch.tensor([place[group] for group in rollouts.group_B.tolist()], dtype=torch.long)
 

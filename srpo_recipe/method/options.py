@@ -17,22 +17,21 @@ from srpo_recipe.method.route import RULES
 
 @dataclass(frozen=True)
 class Point:
-    """A plug point. key: of the config; arguments: what a function there may ask for; gives: what it returns, for the docs."""
+    """A plug point. key: of the config; arguments: what a function there may ask for."""
 
     key: str
     arguments: tuple[str, ...]
-    gives: str
 
 
 POINTS = {
-    "route": Point("srpo.route", ("correct_B", "teacher_B", "success_B", "mix"), "two weights of each row"),
+    "route": Point("srpo.route", ("correct_B", "teacher_B", "success_B", "mix")),
     "demonstration": Point(
-        "srpo.teacher.demonstration", ("correct_B", "group_B", "length_B", "order_B", "seed_B"), "the row shown to each row"
+        "srpo.teacher.demonstration", ("correct_B", "group_B", "length_B", "order_B", "seed_B")
     ),
-    "row_weight": Point("srpo.row_weight", ("correct_B", "group_B", "session_B"), "a weight of each row"),
-    "weight": Point("srpo.weight", ("entropy", "gap", "place", "length", "beta"), "a weight of each token"),
-    "target": Point("srpo.target", ("student", "teacher", "reference"), "log-masses of the bins"),
-    "advantage": Point("srpo.advantage", ("advantage", "gap"), "an advantage of each token"),
+    "row_weight": Point("srpo.row_weight", ("correct_B", "group_B", "session_B")),
+    "weight": Point("srpo.weight", ("entropy", "gap", "place", "length", "beta")),
+    "target": Point("srpo.target", ("student", "teacher", "reference")),
+    "advantage": Point("srpo.advantage", ("advantage", "gap")),
 }  # fmt: skip
 
 

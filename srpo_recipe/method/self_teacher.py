@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from srpo_recipe.method.chat import fill
 
 THINK_SPAN = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
@@ -58,11 +60,11 @@ class TeacherPromptBuilder:
         self._special_ids = set(tokenizer.all_special_ids)
         self._frames: dict[str, tuple[list[int], list[int]]] = {}
 
-    def demonstration(self, response_ids: Sequence[int]) -> str:
+    def demonstration(self, response_ids: Sequence[int] | Tensor) -> str:
         """Text of a sibling's response, given as token ids (response_ids): without the end-of-turn tokens that closed it,
         without its thinking part.
         """
-        ids = list(response_ids)
+        ids = response_ids.tolist() if isinstance(response_ids, Tensor) else list(response_ids)
         while ids and ids[-1] in self._special_ids:
             ids.pop()
         return strip_thinking(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
