@@ -20,6 +20,7 @@ from srpo_recipe.run import ray_token, resume
 from srpo_recipe.settings.compose import compose_config
 from srpo_recipe.settings.describe import describe
 from srpo_recipe.settings.rules import check
+from srpo_recipe.settings.schema import SRPOConfig
 
 PACKAGE = Path(srpo_recipe.__file__).parent
 NOBODY = 65534
@@ -105,7 +106,7 @@ def run(tmp_path) -> Path:
 
 def choose(run: Path) -> tuple[int, list[int]]:
     trainer = {"default_local_dir": str(run / "checkpoints"), "resume_mode": "auto", "nnodes": 1, "n_gpus_per_node": 1}
-    config = {"run": {"dir": str(run), "resume": "auto"}, "trainer": trainer, "srpo": {"route": "srpo"}}
+    config = {"run": {"dir": str(run), "resume": "auto"}, "trainer": trainer, "srpo": OmegaConf.structured(SRPOConfig)}
     return resume.choose(OmegaConf.create(config))
 
 

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from srpo_recipe.records import checkpoint
 from srpo_recipe.run import resume
+from srpo_recipe.settings.schema import SRPOConfig
 
 
 @pytest.fixture
@@ -34,7 +35,8 @@ def config(tmp_path):
         run = {"dir": str(tmp_path), "resume": "auto"}
         run |= {key: value for key, value in settings.items() if key == "resume"}
         trainer |= {key: value for key, value in settings.items() if key != "resume"}
-        return OmegaConf.create({"run": run, "trainer": trainer, "srpo": {"route": route}})
+        srpo = OmegaConf.structured(SRPOConfig(route=route))
+        return OmegaConf.create({"run": run, "trainer": trainer, "srpo": srpo})
 
     return make
 
