@@ -1,4 +1,4 @@
-"""Five steps of the quickstart's task with every option of method/options.py that is not a default, one run after the other.
+"""Five steps of the quickstart's task with every option of method/options.py that is not a default, two runs at a time.
 
     python benchmarks/options.py --out DIR [--steps 5] [--only weight row_weight] [--results docs/results/options.json]
 
@@ -10,6 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
@@ -84,17 +85,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--steps", type=int, default=5, help="of each run (default: %(default)s)")
+    parser.add_argument("--at-a-time", type=int, default=2, help="runs side by side (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=list(POINTS), default=list(POINTS), help="plug points to run")
     parser.add_argument("--results", type=Path, help="a file of results to write")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     defaults = {point: getattr(SRPOConfig(), point, SRPOConfig().teacher.demonstration) for point in POINTS}
     wanted = [one for one in TABLE if one.point in args.only and one.name != defaults[one.point]]
-    rows = []
-    for option in track([None, *wanted], "runs", console=Console(stderr=True)):
-        steps = run(option, args.steps, args.out)
-        rows.append(row(option, steps))
-        print(json.dumps({"option": rows[-1][:2], "steps": steps}), flush=True)
+    rows, options = [], [None, *wanted]
+    with ThreadPoolExecutor(args.at_a_time) as pool:
+        runs = pool.map(lambda option: run(option, args.steps, args.out), options)
+        for option, steps in zip(options, track(runs, "runs", len(options), console=Console(stderr=True)), strict=True):
+            rows.append(row(option, steps))
+            print(json.dumps({"option": rows[-1][:2], "steps": steps}), flush=True)
     columns = ["plug point", "option", "steps", *COLUMNS]
     print("\n".join(f"| {' | '.join(map(str, line))} |" for line in [columns, ["---"] * len(columns), *rows]))
     if args.results:

@@ -122,7 +122,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     store = Store(args.out, settings, [keys(chunk, args.n, args.seed) for chunk in parts])
     done = store.finished_chunks
     if done < len(parts):
-        started, before = time.time(), sum(map(len, parts[:done]))
+        started, before = time.monotonic(), sum(map(len, parts[:done]))
         with (
             found.hugging_face(args.out / ".model") as folder,
             tqdm(total=len(questions), initial=before, desc="questions", unit="q") as bar,
@@ -133,7 +133,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
                 bar.set_postfix(
                     right=f"{sum(line['reward'] >= args.right_from for line in store.lines) / len(store.lines):.1%}"
                 )
-        _note_run(args.out, len(questions) - before, time.time() - started)
+        _note_run(args.out, len(questions) - before, time.monotonic() - started)
     named = {task: {"name": rule.name, "mode": rule.mode} for task, rule in rules.items()}
     results = report.summarise(store.lines, named, args.right_from, args.seed)
     store.close()

@@ -21,7 +21,8 @@ class StepLog:
 
     def __init__(self, config, srpo: SRPOConfig):
         self.srpo = srpo
-        self.started = float(config.run.started_at) or time.time()
+        # from here on by a clock that nobody sets
+        self.started = time.monotonic() - (time.time() - config.run.started_at if config.run.started_at else 0.0)
         self.expected_rollouts = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
         self.seconds: list[float] = []
         self.first_lengths: list[float] = []
@@ -35,7 +36,7 @@ class StepLog:
         metrics: this step's, under their final names; timing: seconds by stage, with "step" and, after a validation,
         "testing".
         """
-        metrics["run/seconds_since_start"] = time.time() - self.started
+        metrics["run/seconds_since_start"] = time.monotonic() - self.started
         mean, square = metrics.get("actor/distill/weight_mean"), metrics.get("actor/distill/weight_square")
         if mean is not None and square is not None:
             metrics["actor/distill/weight_std"] = max(square - mean**2, 0.0) ** 0.5

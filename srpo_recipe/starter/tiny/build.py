@@ -69,7 +69,7 @@ def build(args: argparse.Namespace) -> list[str]:
 
     With any of them the folder is called <out>.rejected. args: those of the command (__main__.parse).
     """
-    started = time.time()
+    started = time.monotonic()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
@@ -83,6 +83,6 @@ def build(args: argparse.Namespace) -> list[str]:
     print(json.dumps(acceptance, indent=2), flush=True)
     failures = unmet(acceptance, args.task)
     out = args.out.with_name(args.out.name + ".rejected") if failures else args.out
-    save(model, tokenizer, out, provenance(model, args, acceptance, time.time() - started))
+    save(model, tokenizer, out, provenance(model, args, acceptance, time.monotonic() - started))
     print(f"wrote {out}")
     return failures

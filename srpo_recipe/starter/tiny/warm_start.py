@@ -55,7 +55,7 @@ def warm_start(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, args
     rng, task = random.Random(args.seed), TASKS[args.task]
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     shown = round(args.shown_share * args.batch)
-    started = time.time()
+    started = time.monotonic()
     model.train()
     for step in range(args.steps):
         for group in optimizer.param_groups:
@@ -72,7 +72,7 @@ def warm_start(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, args
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % 50 == 0:
-            left = (time.time() - started) / (step + 1) * (args.steps - step - 1)
+            left = (time.monotonic() - started) / (step + 1) * (args.steps - step - 1)
             print(
                 f"step {step + 1}/{args.steps}  loss plain {losses[0]:.3f}  shown {losses[1]:.3f}  left {left:.0f} s",
                 flush=True,
