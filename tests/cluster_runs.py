@@ -55,17 +55,22 @@ def until(condition: Callable[[], object], seconds: float, why: Callable[[], str
 
 
 class Run:
-    """A small run on this machine, under `root`, that has made two steps, and every process of it. A context manager."""
+    """A small run on this machine, under `root`, that has made two steps, and every process of it. A context manager.
 
-    def __init__(self, root: Path, *overrides: str):
+    before: words that stand before its command; variables: of its environment, beside those of every run.
+    """
+
+    def __init__(
+        self, root: Path, *overrides: str, before: tuple[str, ...] = (), variables: dict[str, str] | None = None
+    ):
         self.root = root
         settings = [*SETTINGS, f"run.root={root}", *overrides]
         with (root / "log.txt").open("w") as log:
             self.command = subprocess.Popen(
-                [sys.executable, "-m", "srpo_recipe.main", *settings],
+                [*before, sys.executable, "-m", "srpo_recipe.main", *settings],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment(),
+                env=environment() | (variables or {}),
                 cwd=root,
                 start_new_session=True,
             )
@@ -91,6 +96,17 @@ class Run:
         own = {"the process in front": front, "the driver": front.children()[0]}
         own["a driver without a terminal"] = front
         return own.get(name) or next(one for one in self.family if name in " ".join(one.cmdline()))
+
+    def end(self, begun: float, limit: float, linger: float = 30.0) -> tuple[int, float, list[str]]:
+        """(exit status, or -1 after `limit` seconds; seconds since `begun`; processes that live `linger` seconds later)."""
+        try:
+            status = self.command.wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            status = -1
+        seconds = time.monotonic() - begun
+        while self.left() and time.monotonic() < begun + seconds + linger:
+            time.sleep(0.5)
+        return status, seconds, [one.name() for one in self.left()]
 
     def left(self) -> list[psutil.Process]:
         """Those that still run."""

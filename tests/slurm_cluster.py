@@ -3,6 +3,7 @@ port and folder, in the foreground as children of the test. Needs root. `bash sc
 """
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import psutil
+from cluster_runs import ROOT, SETTINGS, until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 NODES = {"n1": "127.0.0.2", "n2": "127.0.0.3"}
@@ -144,3 +146,28 @@ class SlurmCluster:
             except psutil.Error:
                 pass
         return found
+
+
+class Job:
+    """A submitted run of two nodes under `root`; what it prints goes to root/LOG."""
+
+    def __init__(self, slurm: SlurmCluster, root: Path, options: list[str], overrides: list[str], log: str = "job.log"):
+        self.slurm, self.file = slurm, root / log
+        options = ["--nodes=2", f"--output={self.file}", *options]
+        arguments = [*SETTINGS, f"run.root={root}", *overrides]
+        self.number = slurm.ask("sbatch", "--parsable", *options, "scripts/slurm.sbatch", *arguments, cwd=ROOT).strip()
+
+    def state(self) -> str:
+        return self.slurm.job(self.number)["JobState"]
+
+    def log(self) -> str:
+        nodes = sorted((self.slurm.folder / "logs" / self.number).glob("ray-*.log"))
+        texts = [f"{path}:\n{path.read_text()[-3000:]}" for path in [self.file, *nodes] if path.exists()]
+        return "\n".join([str(self.slurm.job(self.number)), *texts])
+
+    def steps(self) -> list[int]:
+        """The steps that it printed."""
+        return [int(step) for step in re.findall(r"step (\d+)/\d+ \|", self.file.read_text())]
+
+    def wait(self, seconds: float) -> None:
+        until(lambda: self.state() in ENDED, seconds, self.log)

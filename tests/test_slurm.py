@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import slurm_cluster
 from cluster_runs import ROOT, SETTINGS, environment, steps, until
-from slurm_cluster import ENDED, NODES, SlurmCluster
+from slurm_cluster import ENDED, NODES, Job, SlurmCluster
 
 pytestmark = [
     pytest.mark.timeout(1800),
@@ -29,31 +29,6 @@ def slurm(tmp_path_factory):
         yield cluster
     finally:
         cluster.stop()
-
-
-class Job:
-    """A submitted run of two nodes under `root`; what it prints goes to root/LOG."""
-
-    def __init__(self, slurm: SlurmCluster, root: Path, options: list[str], overrides: list[str], log: str = "job.log"):
-        self.slurm, self.file = slurm, root / log
-        options = ["--nodes=2", f"--output={self.file}", *options]
-        arguments = [*SETTINGS, f"run.root={root}", *overrides]
-        self.number = slurm.ask("sbatch", "--parsable", *options, "scripts/slurm.sbatch", *arguments, cwd=ROOT).strip()
-
-    def state(self) -> str:
-        return self.slurm.job(self.number)["JobState"]
-
-    def log(self) -> str:
-        nodes = sorted((self.slurm.folder / "logs" / self.number).glob("ray-*.log"))
-        texts = [f"{path}:\n{path.read_text()[-3000:]}" for path in [self.file, *nodes] if path.exists()]
-        return "\n".join([str(self.slurm.job(self.number)), *texts])
-
-    def steps(self) -> list[int]:
-        """The steps that it printed."""
-        return [int(step) for step in re.findall(r"step (\d+)/\d+ \|", self.file.read_text())]
-
-    def wait(self, seconds: float) -> None:
-        until(lambda: self.state() in ENDED, seconds, self.log)
 
 
 STAND_IN = """#!/bin/bash

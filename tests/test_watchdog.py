@@ -23,7 +23,7 @@ from srpo_recipe.training.watch import actors, driver, logs, sync_watch
 from srpo_recipe.training.watch.actors import Server, answers, dead_actors, engine_error
 from srpo_recipe.training.watch.driver import ended_clearly
 from srpo_recipe.training.watch.logs import last_words
-from srpo_recipe.training.watch.report import compose, first_error, plain, raised
+from srpo_recipe.training.watch.report import DIED, advice, compose, first_error, plain, raised
 from srpo_recipe.training.watch.sync_watch import SyncWatch
 
 OWNER = {"IPAddress": "10.0.0.1", "Port": 7}
@@ -166,6 +166,13 @@ def test_last_words_of_a_log():
     trace = ["(EngineCore) ERROR boom", "(EngineCore) ERROR   at x"]
     assert last_words([*noise, *trace, ":actor_name:x", "", "INFO end"]) == [*trace, "INFO end"]
     assert len(last_words([*noise, trace[0], *noise])) == logs.LOG_LINES
+
+
+def test_a_bus_error_is_told_as_shared_memory_without_room():
+    log = ["loading", "Fatal Python error: Bus error", "", "Thread 0x7f (most recent call first):", *["  frame"] * 200]
+    seen = "\n".join(last_words(log))
+    assert first_error(seen.splitlines()) == "Fatal Python error: Bus error" == log[1]
+    assert "/dev/shm" in advice(seen) and advice("Fatal Python error: Aborted") == DIED
 
 
 def test_first_error_of_a_chain():

@@ -44,13 +44,8 @@ def filled(inside: str, megabytes: int, limit: float = 120) -> Callable[[Fault, 
         with small_disk(root / inside, megabytes):
             with Run(root, *LONG, "trainer.max_actor_ckpt_to_keep=1") as run:
                 filler, begun = fill(root / inside), time.monotonic()
-                try:
-                    status = run.command.wait(timeout=limit)
-                except subprocess.TimeoutExpired:
-                    status = -1
-                seconds = time.monotonic() - begun
-                time.sleep(10)
-                left, said = [one.name() for one in run.left()], said_of(root, run.log())
+                status, seconds, left = run.end(begun, limit)
+                said = said_of(root, run.log())
             filler.unlink()
             whole = checkpoint.newest_whole(root / "run" / "checkpoints", teacher=True) or 0
             onward = goes_on(root, whole, *LONG, "trainer.max_actor_ckpt_to_keep=1") if whole else False

@@ -86,6 +86,36 @@ def appended(name: str, text: str) -> Callable[[Path], None]:
     return do
 
 
+def folder_of(name: str) -> Callable[[Path], None]:
+    """A folder where a file should be."""
+
+    def do(run: Path) -> None:
+        (run / name).unlink()
+        (run / name).mkdir()
+
+    return do
+
+
+def link_to_nowhere(name: str) -> Callable[[Path], None]:
+    """A link whose target is gone, where a file should be."""
+
+    def do(run: Path) -> None:
+        (run / name).unlink()
+        (run / name).symlink_to(run / "moved" / "away")
+
+    return do
+
+
+def pipe(name: str) -> Callable[[Path], None]:
+    """A pipe that nobody writes to, where a file should be: whoever reads it waits for ever."""
+
+    def do(run: Path) -> None:
+        (run / name).unlink()
+        os.mkfifo(run / name)
+
+    return do
+
+
 def owned(name: str) -> Callable[[Path], None]:
     """Give a file to another user, as only the administrator can."""
     return lambda run: os.chown(run / name, 12345, 12345)

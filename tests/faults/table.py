@@ -9,14 +9,19 @@ from faults.files import (
     appended,
     cut,
     damaged,
+    folder_of,
     gone,
+    link_to_nowhere,
     locked,
     one_bit,
     open_to_all,
     owned,
+    pipe,
     written,
 )
-from faults.rewards import in_a_place, rewarded, with_settings
+from faults.machine import clock_jumps, memory_filled
+from faults.nodes import lost
+from faults.rewards import broken_model, in_a_place, option_breaks, rewarded, verifier_killed, with_settings
 from faults.trial import Fault, kill
 
 SHARD = "actor/model_world_size_1_rank_0.pt"
@@ -30,6 +35,8 @@ FILES = [
     ("a shard of the actor is empty", cut(f"{NEWEST}/{SHARD}", 0), OLDER),
     ("a shard of the actor is gone", gone(f"{NEWEST}/{SHARD}"), OLDER),
     ("a bit of the actor's shard is another", one_bit(f"{NEWEST}/{SHARD}"), OLDER),
+    ("a shard of the actor is a link to nowhere", link_to_nowhere(f"{NEWEST}/{SHARD}"), OLDER),
+    ("a shard of the actor is a pipe that nobody writes to", pipe(f"{NEWEST}/{SHARD}"), OLDER),
     ("the optimiser's shard is cut", cut(f"{NEWEST}/actor/optim_world_size_1_rank_0.pt"), OLDER),
     ("a shard of the self-teacher is cut", cut(f"{NEWEST}/teacher/model_world_size_1_rank_0.pt"), OLDER),
     ("the self-teacher is gone", gone(f"{NEWEST}/teacher"), OLDER),
@@ -38,6 +45,7 @@ FILES = [
     ("the manifest is cut", cut(f"{NEWEST}/manifest.json"), OLDER),
     ("a shard is another user's", owned(f"{NEWEST}/{SHARD}"), "owner"),
     ("everybody can write into the checkpoint", open_to_all(f"{NEWEST}/actor"), "write"),
+    ("metrics.jsonl is a folder", folder_of("metrics.jsonl"), "metrics.jsonl"),
     ("another process has the folder", locked(alive=True), "is in use by"),
 ]  # fmt: skip
 FILES_SURVIVED = [
@@ -74,6 +82,13 @@ REWARDS = [
     ("takes 50 GB", "reward/crashes"),
     ("returns not-a-number", "reward/crashes"),
     ("returns a text", "reward/crashes"),
+    ("says of all that they are right", None),
+]
+OPTIONS = [
+    ("a token weight", "srpo.weight", "token_weight"),
+    ("a row weight", "srpo.row_weight", "row_weight"),
+    ("the target", "srpo.target", "target"),
+    ("the advantage", "srpo.advantage", "advantage"),
 ]
 PLACES = ("a folder with spaces", 'with "quotes" in it', "Läufe für später", "$HOME and `ls`")
 
@@ -100,9 +115,16 @@ FAULTS = [
         with_settings("actor_rollout_ref.actor.optim.lr=1e30", "actor_rollout_ref.actor.optim.lr_warmup_steps=0"),
     ),
     *(
+        Fault(f"{name} of one's own is not a number", "numbers", "nan", (1,), option_breaks(setting, function))
+        for name, setting, function in OPTIONS
+    ),
+    Fault("a weight of the model is not a number", "numbers", "nan", (1,), broken_model),
+    Fault("the clock jumps a day ahead and two days back", "numbers", "its seconds are true", (75,), clock_jumps(24, -24)),
+    *(
         Fault(f"{name} is killed", "processes", says, (status,), kill(who, number))
         for name, who, number, status, says in KILLED
     ),
+    Fault("a verifier is killed, five times", "processes", "", (75,), verifier_killed("is slow, but answers")),
     Fault(
         "vLLM's engine stands still",
         "processes",
@@ -113,4 +135,6 @@ FAULTS = [
     *(Fault(name, "signals", says, (status,), kill(FRONT, number)) for name, number, status, says in SIGNALS),
     Fault("the disk is full when a checkpoint is written", "disks", "space", (1,), filled("run/checkpoints", 48)),
     Fault("the disk of the whole run is full", "disks", "space", (1,), filled("run", 64)),
+    Fault("/dev/shm is full", "disks", "/dev/shm", (1,), memory_filled(512)),
+    Fault("a node of two is lost under Slurm", "nodes", "127.0.0.3", (1,), lost("n2")),
 ]  # fmt: skip

@@ -14,9 +14,9 @@ from cluster_runs import SETTINGS, Run, environment, steps, until
 
 from srpo_recipe.records import checkpoint
 
+LIVE_ON = 30.0  # seconds after its end in which processes of a run may live
 # Of a run: long enough to be hurt, and a checkpoint after every step.
 LONG = ("trainer.total_training_steps=40", "trainer.save_freq=1", "run.grace_seconds=0")
-LIVE_ON = 30.0  # seconds after its end in which nothing of a run may live
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,30 @@ def hurt(do: Callable[[Run], None], limit: float, *overrides: str) -> Callable[[
         with Run(root, *LONG, *overrides) as run:
             begun = time.monotonic()
             do(run)
-            try:
-                status = run.command.wait(timeout=limit)
-            except subprocess.TimeoutExpired:
-                status = -1
-            seconds = time.monotonic() - begun
-            while run.left() and time.monotonic() < begun + seconds + LIVE_ON:
-                time.sleep(0.5)
-            left = [one.name() for one in run.left()]
+            status, seconds, left = run.end(begun, limit)
         whole = checkpoint.newest_whole(root / "run" / "checkpoints", teacher=True) or 0
         lost, seen = max(steps(root)) - whole, said_of(root, run.log())
         return Seen(status, seconds, seen, left, lost, goes_on(root, whole, *LONG, *overrides))
+
+    return try_it
+
+
+def lives_on(
+    do: Callable[[Run], None], *overrides: str, variables: dict[str, str] | None = None
+) -> Callable[[Fault, Path], Seen]:
+    """Do something that a run has to survive: it makes three more steps, which `seconds` is of, and ends when it is asked to."""
+
+    def try_it(fault: Fault, root: Path) -> Seen:
+        with Run(root, *LONG, *overrides, variables=variables) as run:
+            before, begun = max(steps(root)), time.monotonic()
+            do(run)
+            until(lambda: max(steps(root)) >= before + 3 or run.command.poll() is not None, 200, run.log)
+            seconds = time.monotonic() - begun
+            (root / "run" / "STOP").touch()
+            status, _, left = run.end(begun, 400)
+        done = steps(root)
+        onward = done == list(range(1, len(done) + 1)) and len(done) >= before + 3
+        return Seen(status, seconds, said_of(root, run.log()), left, goes_on=onward)
 
     return try_it
 

@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import RayError
 
 from srpo_recipe.training.watch.logs import log_tail
-from srpo_recipe.training.watch.report import DIED, compose
+from srpo_recipe.training.watch.report import advice, compose
 
 # What a run's actors are, by the name of their class.
 PLAIN = {
@@ -52,7 +52,7 @@ def death_report(row: dict, stage: str) -> str:
     node_died = reason_of(row) == "NODE_DIED"
     what = f"{NODE_DIED}, and with it {where}" if node_died else f"a worker process died: {where}"
     log = log_tail(pid=row["Pid"]) if node == ray.util.get_node_ip_address() else ""
-    return compose(what, stage, message, DIED, log)
+    return compose(what, stage, message, advice(log), log)
 
 
 def engine_error(server) -> str | None:

@@ -17,6 +17,11 @@ DIED = """\
 A process killed without a message has most often run out of memory: see `dmesg` on that node, and lower
 actor_rollout_ref.rollout.gpu_memory_utilization or the token budgets.
 The same command resumes from the last checkpoint."""
+BUS_ERROR = "Fatal Python error: Bus error"
+NO_SHARED_MEMORY = """\
+A bus error is most often a write to shared memory without room: see `df /dev/shm` on that node, and what fills it.
+A container has as much as --shm-size says.
+The same command resumes from the last checkpoint."""
 SYNC = """\
 Training and vLLM must hold the same model: compare actor_rollout_ref.model.path, dtypes, quantization and tensor
 parallelism with the error above. A tensor larger than a bucket fails here too: raise
@@ -34,6 +39,11 @@ def compose(headline: str, stage: str, error: str, advice: str, log: str = "") -
     if log:
         parts += ["", log.rstrip()]
     return "\n".join([*parts, "", "What to do", advice]) + "\n"
+
+
+def advice(log: str) -> str:
+    """What to do about a process that died. log: its last lines."""
+    return NO_SHARED_MEMORY if BUS_ERROR in log else DIED
 
 
 def plain(text: str) -> str:
@@ -70,7 +80,7 @@ def first_error(lines: list[str]) -> str:
     for before, line in zip(bare, bare[1:], strict=False):
         if line.startswith(("During handling of the above exception", "The above exception was the direct cause")):
             return before
-    errors = [line for line in bare if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+    errors = [line for line in bare if re.match(r"[\w.]+(Error|Exception|Interrupt)\b|Fatal Python error", line)]
     return next((line for line in errors if "EngineDeadError" not in line), "")
 
 

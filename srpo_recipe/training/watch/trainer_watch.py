@@ -16,11 +16,11 @@ import ray
 
 from srpo_recipe.training.watch.actors import POLL_SECONDS, Server, dead_actors, death_report
 from srpo_recipe.training.watch.report import (
-    DIED,
     GRACE_SECONDS,
     OTHER,
     STALL,
     SYNC,
+    advice,
     compose,
     end,
     error_text,
@@ -100,7 +100,8 @@ class Watchdog:
             for number, server in enumerate(self.servers):
                 name = f"vLLM server {number} ({server.address})"
                 if error := server.dead(wait):
-                    return compose(f"the engine of {name} is dead", self.stage, error, DIED, server.log())
+                    log = server.log()
+                    return compose(f"the engine of {name} is dead", self.stage, error, advice(log), log)
                 silent = time.monotonic() - server.heard
                 if silent > self.stall_seconds:
                     error = f"No answer over Ray or HTTP for {silent:.0f} s (srpo.stall_seconds={self.stall_seconds})."
