@@ -29,11 +29,10 @@ def last_words(lines: list[str]) -> list[str]:
     """The end of a log: from its latest errors on where it has some, else a few lines. Of a crash of Python its beginning."""
     lines = [line for line in lines if line.strip() and not line.startswith(":")]  # ":" marks Ray's own lines
     recent = lines[-5 * LOG_LINES :]
-    errors = [
-        place
-        for place, line in enumerate(recent)
-        if re.search(r"\bERROR\b|Traceback \(most recent|Fatal Python error", line)
-    ]
+    crashes = [place for place, line in enumerate(recent) if line.startswith("Fatal Python error")]
+    if crashes:
+        return recent[crashes[-1] :][:LOG_LINES]
+    errors = [place for place, line in enumerate(recent) if re.search(r"\bERROR\b|Traceback \(most recent", line)]
     return recent[errors[0] :][-LOG_LINES:] if errors else recent[-QUIET_LINES:]
 
 
