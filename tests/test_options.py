@@ -1,5 +1,6 @@
 """The table of options: each formula in float64, and the contract that a function of the user's passes through too."""
 
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -272,6 +273,13 @@ def test_a_function_is_found_by_its_dotted_name():
 
 
 def test_the_docs_have_the_table():
-    lines = (Path(__file__).parents[1] / "docs" / "options.md").read_text().splitlines()
-    rows = [line for line in lines if line.startswith("| `srpo.")]
+    page = (Path(__file__).parents[1] / "docs" / "options.md").read_text()
+    rows = [line for line in page.partition("## Five steps of each")[0].splitlines() if line.startswith("| `srpo.")]
     assert rows == [f"| `{POINTS[row.point].key}` | {row.name} | {row.formula} | {row.source} |" for row in TABLE]
+
+
+def test_the_docs_have_a_run_of_every_option():
+    results = json.loads((Path(__file__).parents[1] / "docs" / "results" / "options.json").read_text())["rows"]
+    defaults = {"srpo", "random", "alike", "confidence", "teacher", "group_mean"}
+    wanted = [(f"`{POINTS[row.point].key}`", row.name, 5) for row in TABLE if row.name not in defaults]
+    assert [tuple(row[:3]) for row in results] == [("", "the defaults", 5), *wanted]
