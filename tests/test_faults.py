@@ -25,10 +25,11 @@ def test_there_are_forty_of_them_each_once():
 
 def test_what_is_not_as_it_should_be_is_said():
     fault = next(one for one in FAULTS if one.name == "the GCS is killed")
-    fine = Seen(1, 9.0, f"so: {fault.says}", goes_on=True)
+    last = "The last whole checkpoint is run/checkpoints/global_step_3: the same command goes on from it."
+    fine = Seen(1, 9.0, f"so: {fault.says}", goes_on=True, last=last)
     assert fine.wrong(fault) == [] and line(fault, fine)[-2:] == ["yes", "yes"]
-    wrong = Seen(0, 9.0, "", left=["raylet"], lost=2, goes_on=False).wrong(fault)
-    assert [one.split()[0] for one in wrong] == ["exit", "it", "1", "2", "the"]
+    wrong = Seen(0, 9.0, "", left=["raylet"], lost=2, goes_on=False, last="Killed").wrong(fault)
+    assert [one.split()[0] for one in wrong] == ["exit", "it", "1", "2", "its", "the"]
 
 
 def test_a_part_of_the_campaign_leaves_the_others_lines(tmp_path):

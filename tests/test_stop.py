@@ -3,14 +3,13 @@
 import inspect
 import os
 import signal
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from checkpoints import write_files
-from cluster_runs import Run, steps, until
+from cluster_runs import Run, steps
 from omegaconf import OmegaConf
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
@@ -109,37 +108,3 @@ def test_sigterm_to_the_group_ends_a_run_with_a_checkpoint_and_status_75(tmp_pat
     assert (tmp_path / "run/checkpoints/latest_checkpointed_iteration.txt").read_text() == str(done[-1])
     assert f"stopped after step {done[-1]}, as SIGTERM asked; the same command goes on from there" in run.log()
     assert not (tmp_path / "run" / "summary.json").exists() and not (tmp_path / "run" / "failure.txt").exists()
-
-
-ENDS = {
-    "the driver": (signal.SIGKILL, 137, "its driver was killed by SIGKILL"),
-    "the process in front": (signal.SIGKILL, -signal.SIGKILL, "SIGTERM ended it"),
-    "raylet/raylet": (signal.SIGKILL, 1, "the raylet, the node's scheduler, died: its process was killed by SIGKILL"),
-    "gcs_server": (
-        signal.SIGKILL,
-        1,
-        "the GCS, Ray's table of nodes, processes and actors, died: its process was killed by",
-    ),
-    "SRPOTaskRunner": (signal.SIGKILL, 1, "the trainer's process died"),
-    "a driver without a terminal": (signal.SIGHUP, 129, "SIGHUP ended it"),
-}
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("who", ENDS)
-def test_however_a_run_ends_nothing_of_it_lives_30_seconds_later_and_it_says_how_to_go_on(tmp_path, who):
-    number, status, says = ENDS[who]
-    with Run(tmp_path, "trainer.total_training_steps=40", "trainer.save_freq=1", "run.grace_seconds=0") as run:
-        run.process(who).send_signal(number)
-        begun = time.monotonic()
-        assert run.command.wait(timeout=60) == status, run.log()[-5000:]
-        until(lambda: not run.left(), 60, lambda: str(run.left()))
-        seconds = time.monotonic() - begun
-        print(f"{who}, {number.name}: nothing left after {seconds:.1f} s")
-        assert seconds < 30
-    assert says in (tmp_path / "run" / "failure.txt").read_text().splitlines()[0]
-    step = checkpoint.newest_whole(tmp_path / "run" / "checkpoints", teacher=True)
-    assert step and run.log().splitlines()[-1].endswith(
-        f"checkpoints/global_step_{step}: the same command goes on from it."
-    )

@@ -1,6 +1,7 @@
 """A small real run that a fault is tried on, and what is known of it afterwards."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,7 +38,8 @@ class Fault:
 @dataclass
 class Seen:
     """status: of the command; seconds: to its end; said: all it wrote; left: processes that outlived it; lost: steps whose
-    metrics are gone or that are done again; goes_on: whether the same command went on, None where there is nothing to go on with.
+    metrics are gone or that are done again; goes_on: whether the same command went on, None where there is nothing to go on with;
+    last: the last line on the screen, of a run that has a checkpoint to go on from.
     """
 
     status: int
@@ -46,6 +48,7 @@ class Seen:
     left: list[str] = field(default_factory=list)
     lost: int = 0
     goes_on: bool | None = None
+    last: str | None = None
 
     def wrong(self, fault: Fault) -> list[str]:
         """What is not as it should be; empty for a fault that was survived or named."""
@@ -58,6 +61,8 @@ class Seen:
             found.append(f"{len(self.left)} processes live on: {', '.join(self.left[:3])}")
         if self.lost > 1:
             found.append(f"{self.lost} steps are lost")
+        if self.last is not None and not re.search(r"global_step_\d+: the same command goes on from it\.$", self.last):
+            found.append(f"its last line does not say how to go on: {self.last!r}")
         if self.goes_on is False:
             found.append("the same command does not go on")
         return found
@@ -78,8 +83,8 @@ def hurt(do: Callable[[Run], None], limit: float, *overrides: str) -> Callable[[
             do(run)
             status, seconds, left = run.end(begun, limit)
         whole = checkpoint.newest_whole(root / "run" / "checkpoints", teacher=True) or 0
-        lost, seen = max(steps(root)) - whole, said_of(root, run.log())
-        return Seen(status, seconds, seen, left, lost, goes_on(root, whole, *LONG, *overrides))
+        lost, said, last = max(steps(root)) - whole, said_of(root, run.log()), run.log().splitlines()[-1]
+        return Seen(status, seconds, said, left, lost, goes_on(root, whole, *LONG, *overrides), last)
 
     return try_it
 
