@@ -1,6 +1,7 @@
 """What the tests of real Ray and Slurm clusters share: a small run of two FSDP ranks, one on each of two nodes."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -54,8 +55,14 @@ def until(condition: Callable[[], object], seconds: float, why: Callable[[], str
         time.sleep(0.2)
 
 
+def _as_from_a_terminal() -> None:
+    """What a shell starts in the background ignores SIGINT, and a run keeps to what it was started with."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Run:
-    """A small run on this machine, under `root`, that has made two steps, and every process of it. A context manager.
+    """A small run on this machine, under `root`, that has made two steps now, and every process of it. A context manager.
 
     before: words that stand before its command; variables: of its environment, beside those of every run.
     """
@@ -63,7 +70,7 @@ class Run:
     def __init__(
         self, root: Path, *overrides: str, before: tuple[str, ...] = (), variables: dict[str, str] | None = None
     ):
-        self.root = root
+        self.root, self.steps = root, len(steps(root)) + 2
         settings = [*SETTINGS, f"run.root={root}", *overrides]
         with (root / "log.txt").open("w") as log:
             self.command = subprocess.Popen(
@@ -73,11 +80,12 @@ class Run:
                 env=environment() | (variables or {}),
                 cwd=root,
                 start_new_session=True,
+                preexec_fn=_as_from_a_terminal,
             )
 
     def __enter__(self) -> "Run":
         try:
-            until(lambda: len(steps(self.root)) >= 2 or self.command.poll() is not None, 700, self.log)
+            until(lambda: len(steps(self.root)) >= self.steps or self.command.poll() is not None, 700, self.log)
             assert self.command.poll() is None, self.log()[-5000:]
             front = psutil.Process(self.command.pid)
             self.family = [front, *front.children(recursive=True)]

@@ -19,7 +19,7 @@ from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
 
 from faults.table import FAULTS  # noqa: E402
-from faults.trial import Fault, Seen  # noqa: E402
+from faults.trial import Fault, Seen, end_what_goes_on  # noqa: E402
 from srpo_recipe.records.results import write_results  # noqa: E402
 
 COLUMNS = ["of", "fault", "exit status", "seconds", "steps lost", "processes left", "goes on", "as it should be"]
@@ -63,6 +63,7 @@ def main() -> int:
             (root / "said.txt").write_text(seen.said)
         else:
             shutil.rmtree(root, ignore_errors=True)
+    end_what_goes_on()
     wrong = [one for one in lines if one[-1] != "yes"]
     print(f"{len(lines)} faults, {len(wrong)} not as they should be")
     if args.results:

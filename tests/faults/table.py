@@ -43,7 +43,7 @@ FILES = [
     ("data.pt is gone", gone(f"{NEWEST}/data.pt"), OLDER),
     ("data.pt is cut", cut(f"{NEWEST}/data.pt"), OLDER),
     ("the manifest is cut", cut(f"{NEWEST}/manifest.json"), OLDER),
-    ("a shard is another user's", owned(f"{NEWEST}/{SHARD}"), "owner"),
+    ("a shard is another user's", owned(f"{NEWEST}/{SHARD}"), "belongs to the user"),
     ("everybody can write into the checkpoint", open_to_all(f"{NEWEST}/actor"), "write"),
     ("metrics.jsonl is a folder", folder_of("metrics.jsonl"), "metrics.jsonl"),
     ("another process has the folder", locked(alive=True), "is in use by"),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from srpo_recipe.records import checkpoint
 
 LIVE_ON = 30.0  # seconds after its end in which processes of a run may live
 # Of a run: long enough to be hurt, and a checkpoint after every step.
-LONG = ("trainer.total_training_steps=40", "trainer.save_freq=1", "run.grace_seconds=0")
+LONG = ("trainer.total_training_steps=400", "trainer.save_freq=1", "run.grace_seconds=0")
 
 
 @dataclass(frozen=True)
@@ -74,19 +75,53 @@ def said_of(root: Path, log: str) -> str:
     return log + (failure.read_text(encoding="utf-8", errors="replace") if failure.is_file() else "")
 
 
-def hurt(do: Callable[[Run], None], limit: float, *overrides: str) -> Callable[[Fault, Path], Seen]:
+class _Going:
+    """The run that one fault after the other is tried on: each meets what has gone on from the one before."""
+
+    run: Run | None = None
+
+
+def hurt(do: Callable[[Run], None], limit: float) -> Callable[[Fault, Path], Seen]:
     """Do something to a run that is under way, wait for its end, then give its command again. limit: seconds to the end."""
 
     def try_it(fault: Fault, root: Path) -> Seen:
-        with Run(root, *LONG, *overrides) as run:
+        run, _Going.run = _Going.run or _started(root.parent / "one_run"), None
+        try:
             begun = time.monotonic()
             do(run)
             status, seconds, left = run.end(begun, limit)
-        whole = checkpoint.newest_whole(root / "run" / "checkpoints", teacher=True) or 0
-        lost, said, last = max(steps(root)) - whole, said_of(root, run.log()), run.log().splitlines()[-1]
-        return Seen(status, seconds, said, left, lost, goes_on(root, whole, *LONG, *overrides), last)
+        finally:
+            run.__exit__()
+        whole = checkpoint.newest_whole(run.root / "run" / "checkpoints", teacher=True) or 0
+        lost, said, last = max(steps(run.root)) - whole, said_of(run.root, run.log()), run.log().splitlines()[-1]
+        seen = Seen(status, seconds, said, left, lost, last=last)
+        try:
+            _Going.run = _started(run.root)
+        except AssertionError:
+            shutil.move(run.root, root / "run_that_did_not_go_on")
+        seen.goes_on = _Going.run is not None and _in_order(run.root, whole + 1)
+        return seen
 
     return try_it
+
+
+def _started(root: Path) -> Run:
+    root.mkdir(exist_ok=True)
+    return Run(root, *LONG).__enter__()
+
+
+def end_what_goes_on() -> None:
+    """End the run that the last fault has left."""
+    if _Going.run is not None:
+        (_Going.run.root / "run" / "STOP").touch()
+        assert _Going.run.command.wait(timeout=200) == 75, _Going.run.log()[-3000:]
+        shutil.rmtree(_Going.run.root)
+
+
+def _in_order(root: Path, least: int) -> bool:
+    """Whether every step is there once, and at least so many."""
+    done = steps(root)
+    return done == list(range(1, len(done) + 1)) and len(done) >= least
 
 
 def lives_on(
@@ -102,21 +137,16 @@ def lives_on(
             seconds = time.monotonic() - begun
             (root / "run" / "STOP").touch()
             status, _, left = run.end(begun, 400)
-        done = steps(root)
-        onward = done == list(range(1, len(done) + 1)) and len(done) >= before + 3
-        return Seen(status, seconds, said_of(root, run.log()), left, goes_on=onward)
+        return Seen(status, seconds, said_of(root, run.log()), left, goes_on=_in_order(root, before + 3))
 
     return try_it
 
 
 def goes_on(root: Path, step: int, *overrides: str) -> bool:
-    """Whether the command, given again, makes the step after the one that it has, and ends when it is asked to."""
-    with Run(root, *overrides) as run:  # which waits for two steps, and they are there
-        until(lambda: max(steps(root)) > step or run.command.poll() is not None, 400, run.log)
+    """Whether the command, given again, goes on after the step that it has, and ends when it is asked to."""
+    with Run(root, *overrides) as run:
         (root / "run" / "STOP").touch()
-        ended = run.command.wait(timeout=200)
-        done = steps(root)
-        return ended == 75 and done == list(range(1, len(done) + 1)) and len(done) > step
+        return run.command.wait(timeout=200) == 75 and _in_order(root, step + 1)
 
 
 def kill(who: str, number: signal.Signals, limit: float = 60) -> Callable[[Fault, Path], Seen]:
