@@ -59,6 +59,9 @@ def main() -> int:
         seen = tried(fault, root)
         lines.append(line(fault, seen))
         print(json.dumps(dict(zip(COLUMNS, lines[-1], strict=True)) | {"number": number}), flush=True)
+        if args.results:  # after each, since a campaign that is interrupted has what it has seen
+            about, rows = "Faults that were tried on real runs", together(args.results, lines)
+            write_results(args.results, about, COLUMNS, rows, "42")
         if seen.wrong(fault):
             (root / "said.txt").write_text(seen.said)
         else:
@@ -66,8 +69,6 @@ def main() -> int:
     end_what_goes_on()
     wrong = [one for one in lines if one[-1] != "yes"]
     print(f"{len(lines)} faults, {len(wrong)} not as they should be")
-    if args.results:
-        write_results(args.results, "Faults that were tried on real runs", COLUMNS, together(args.results, lines), "42")
     return 1 if wrong else 0
 
 
