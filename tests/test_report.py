@@ -67,6 +67,14 @@ def test_a_new_run_starts_a_new_file_and_a_resumed_one_drops_what_comes_after_th
     assert [entry.name for entry in path.parent.iterdir()] == ["metrics.jsonl"]  # no scratch file is left
 
 
+def test_a_checkpoint_whose_metrics_were_not_written_is_noticed(tmp_path):
+    """A step's line comes after its checkpoint and the sync of its weights, and a run may end between."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0, "val": 1.0}\n{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}\n')
+    assert [JsonLines(str(path), resumed_step=step).lacks for step in (3, 2, 1)] == [3, None, None]
+    assert JsonLines(str(path), resumed_step=0).lacks is None
+
+
 def test_a_line_cut_by_a_kill_is_ignored_and_gone_after_the_resume(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}\n{"step": 3, "a"')

@@ -206,7 +206,9 @@ class LifecycleTrainer(PPOTrainer):
     def _open_metrics(self):
         """Add our JSON lines to verl's loggers. Its own file logger truncates the file of the run that is resumed."""
         if "jsonl" not in self.logger.logger:
-            self.logger.logger["jsonl"] = JsonLines(f"{self.config.run.dir}/metrics.jsonl", self.resumed_step)
+            lines = self.logger.logger["jsonl"] = JsonLines(f"{self.config.run.dir}/metrics.jsonl", self.resumed_step)
+            if lines.lacks:
+                say(f"WARNING step {lines.lacks} has a checkpoint and no metrics: the run ended between the two")
             self.logger.logger["curve"] = Curve(self.config)  # behind the file that it draws
 
     @contextmanager

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,8 +39,8 @@ class Fault:
 @dataclass
 class Seen:
     """status: of the command; seconds: to its end; said: all it wrote; left: processes that outlived it; lost: steps whose
-    metrics are gone or that are done again; goes_on: whether the same command went on, None where there is nothing to go on with;
-    last: the last line on the screen, of a run that has a checkpoint to go on from.
+    metrics are not there or that are done again; goes_on: whether the same command went on, None where there is nothing to go
+    on with; last: the last line on the screen, of a run that has a checkpoint to go on from.
     """
 
     status: int
@@ -76,9 +76,13 @@ def said_of(root: Path, log: str) -> str:
 
 
 class _Going:
-    """The run that one fault after the other is tried on: each meets what has gone on from the one before."""
+    """The run that one fault after the other is tried on: each meets what has gone on from the one before.
+
+    gaps: steps without metrics, since the run ended between their checkpoint and their line.
+    """
 
     run: Run | None = None
+    gaps: set[int] = set()
 
 
 def hurt(do: Callable[[Run], None], limit: float) -> Callable[[Fault, Path], Seen]:
@@ -93,13 +97,21 @@ def hurt(do: Callable[[Run], None], limit: float) -> Callable[[Fault, Path], See
         finally:
             run.__exit__()
         whole = checkpoint.newest_whole(run.root / "run" / "checkpoints", teacher=True) or 0
-        lost, said, last = max(steps(run.root)) - whole, said_of(run.root, run.log()), run.log().splitlines()[-1]
+        again = [step for step in steps(run.root) if step > whole]  # these will be done again
+        if not again and whole not in steps(run.root):
+            _Going.gaps.add(whole)
+        lost, said, last = (
+            len(again) or len(_Going.gaps & {whole}),
+            said_of(run.root, run.log()),
+            run.log().splitlines()[-1],
+        )
         seen = Seen(status, seconds, said, left, lost, last=last)
         try:
             _Going.run = _started(run.root)
         except AssertionError:
             shutil.move(run.root, root / "run_that_did_not_go_on")
-        seen.goes_on = _Going.run is not None and _in_order(run.root, whole + 1)
+            _Going.gaps.clear()
+        seen.goes_on = _Going.run is not None and _in_order(run.root, whole + 1, _Going.gaps)
         return seen
 
     return try_it
@@ -118,10 +130,10 @@ def end_what_goes_on() -> None:
         shutil.rmtree(_Going.run.root)
 
 
-def _in_order(root: Path, least: int) -> bool:
-    """Whether every step is there once, and at least so many."""
+def _in_order(root: Path, least: int, gaps: Collection[int] = ()) -> bool:
+    """Whether every step but those of the gaps is there once, and at least the first so many."""
     done = steps(root)
-    return done == list(range(1, len(done) + 1)) and len(done) >= least
+    return done == [step for step in range(1, done[-1] + 1) if step not in gaps] and done[-1] >= least
 
 
 def lives_on(
@@ -144,9 +156,10 @@ def lives_on(
 
 def goes_on(root: Path, step: int, *overrides: str) -> bool:
     """Whether the command, given again, goes on after the step that it has, and ends when it is asked to."""
+    gaps = {step} - set(steps(root))
     with Run(root, *overrides) as run:
         (root / "run" / "STOP").touch()
-        return run.command.wait(timeout=200) == 75 and _in_order(root, step + 1)
+        return run.command.wait(timeout=200) == 75 and _in_order(root, step + 1, gaps)
 
 
 def kill(who: str, number: signal.Signals, limit: float = 60) -> Callable[[Fault, Path], Seen]:
