@@ -1,4 +1,4 @@
-"""The study's choices and claims, from the logs of its runs.
+"""The study's choices and claims, from the records of its runs.
 
 docs/study.md says what each number is, and said so before the runs.
 """
@@ -10,62 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from study_protocol import ARMS, CHOOSE, REPORT, Protocol, Run
-from study_runs import FAILED, Book
-
-from srpo_recipe.inspect.budgets import step_seconds
-from srpo_recipe.records.metrics_file import read_lines
-from srpo_recipe.run.series import held_out_key, series
+from study_protocol import CHOOSE, REPORT, Protocol
+from study_records import Measured, Runs
 
 SHOWN, REFUTED, OPEN, NOT_RUN = "shown", "refuted", "not decided at this size", "not run"
 FEWEST = 3  # pairs for a verdict
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a run logged. failed: it ended before its last step, twice."""
-
-    lines: list[dict]
-    failed: bool
-
-    def accuracy(self, steps: Sequence[int]) -> float | None:
-        """Mean held-out accuracy at these steps; 0 for one that a failed run did not reach, None where a run is not there yet."""
-        key = held_out_key(self.lines)
-        found = dict(zip(*series(self.lines, key), strict=True)) if key else {}
-        values = [found.get(step, 0.0 if self.failed else None) for step in steps]
-        return None if None in values else float(np.mean([value for value in values if value is not None]))
-
-    def mean(self, key: str, first: int, last: int) -> float | None:
-        """Mean of a metric over the steps from first to last, of those that there are."""
-        values = [value for step, value in zip(*series(self.lines, key), strict=True) if first <= step <= last]
-        return float(np.mean(values)) if values else None
-
-    def seconds(self, first: int, last: int) -> float | None:
-        """Median seconds of a step, without checkpoints and samples, over the steps from first to last."""
-        try:
-            seconds = step_seconds({"folder": "run", "lines": self.lines})
-        except ValueError:
-            return None
-        samples = {int(line["step"]): line.get("timing_s/samples", 0.0) for line in self.lines}
-        values = [value - samples.get(step, 0.0) for step, value in seconds.items() if first <= step <= last]
-        return float(np.median(values)) if values else None
-
-
-Runs = dict[
-    tuple[str, str, str], dict[int | float, Measured]
-]  # by stage, task and arm; then by seed, or by rate in `choose`
-
-
-def measured(book: Book) -> Runs:
-    """Every run of the book that has logged something."""
-    found: Runs = {}
-    for entry in book.content["runs"].values():
-        run = Run(**{name: entry[name] for name in Run.__dataclass_fields__})
-        lines = read_lines(run.folder(book.out) / "metrics.jsonl")
-        if lines or entry["status"] == FAILED:
-            of = run.rate if run.stage == CHOOSE else run.seed
-            found.setdefault((run.stage, run.task, run.arm), {})[of] = Measured(lines, entry["status"] == FAILED)
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------------ the choice
@@ -105,13 +54,14 @@ def verdict(differences: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class Claim:
-    """name: of the claim; says: what its number is; of: the number of one seed from the arms' runs of that seed, None where it
-    has none. The claim holds when it is above 0. factor, unit: how the number is shown.
+    """name: of the claim; says: what its number is; arms: whose runs it needs; of: the number of one seed from the arms' runs of
+    that seed, None where it has none. The claim holds when it is above 0. factor, unit: how the number is shown.
     """
 
     name: str
     says: str
     task: str
+    arms: tuple[str, ...]
     of: Callable[[Mapping[str, Measured]], float | None]
     factor: float = 100.0
     unit: str = "points"
@@ -123,69 +73,66 @@ def _minus(one: float | None, other: float | None) -> float | None:
 
 def claims(protocol: Protocol, grpo: str) -> list[Claim]:
     """The claims, in the order of the page. grpo: the arm of GRPO that did better on validation."""
+    late_steps = (protocol.report_steps - 2 * protocol.test_every + 1, protocol.report_steps)
 
-    def gap(one: str, other: str, steps: Sequence[int]) -> Callable[[Mapping[str, Measured]], float | None]:
-        return lambda arms: _minus(arms[one].accuracy(steps), arms[other].accuracy(steps))
+    def gap(name: str, says: str, task: str, one: str, other: str, steps: Sequence[int]) -> Claim:
+        def of(arms: Mapping[str, Measured]) -> float | None:
+            return _minus(arms[one].accuracy(steps), arms[other].accuracy(steps))
+
+        return Claim(name, f"{says}, accuracy at steps {', '.join(map(str, steps))}", task, (one, other), of)
 
     def lengths(arms: Mapping[str, Measured]) -> float | None:
-        last = (protocol.report_steps - 2 * protocol.test_every + 1, protocol.report_steps)
-        long, middle, short = (arms[arm].mean("route/response_length", *last) for arm in (grpo, "srpo", "sdpo"))
+        long, middle, short = (arms[arm].length(*late_steps) for arm in (grpo, "srpo", "sdpo"))
         gaps = _minus(long, middle), _minus(middle, short)
         return None if None in gaps else min(one for one in gaps if one is not None)
 
     def crossing(arms: Mapping[str, Measured]) -> float | None:
-        spans = ((2, protocol.test_every), (protocol.report_steps - 2 * protocol.test_every + 1, protocol.report_steps))
+        srpo, grpo4 = arms["srpo"], arms["grpo4"]
+        if srpo.conditions != grpo4.conditions:  # seconds of two machines
+            return None
         ratios = []
-        for first, last in spans:
-            ours, theirs = arms["srpo"].seconds(first, last), arms["grpo4"].seconds(first, last)
+        for span in ((2, protocol.test_every), late_steps):
+            ours, theirs = srpo.seconds(*span), grpo4.seconds(*span)
             if not ours or not theirs:
                 return None
             ratios.append(math.log(ours / theirs))
         return min(ratios[0], -ratios[1])
 
     early, late = protocol.early, protocol.late
-    at_first, at_last = f"accuracy at steps {_steps(early)}", f"accuracy at steps {_steps(late)}"
     first, last = f"first {protocol.test_every} steps", f"last {2 * protocol.test_every} steps"
-    size, cost = ("sums", lengths, 1.0, "tokens"), ("sums", crossing, 100.0, "%")
+    size = f"smaller of {grpo} - SRPO and SRPO - SDPO, mean response length in the {last}"
+    cost = f"smaller of log(SRPO / grpo4), {first}, and -log of it, {last}, seconds a step"
+    without, figure = "SRPO - the same without", "SDPO on failed - on correct rollouts alone"
     return [
-        Claim("1. SDPO is faster at first", f"SDPO - {grpo}, {at_first}", "sums", gap("sdpo", grpo, early)),
-        Claim("2. SDPO is unstable late", f"SRPO - SDPO, {at_last}", "sums", gap("srpo", "sdpo", late)),
-        Claim(
-            "3a. routing, not mixing", f"SRPO - Advantage Mix, {at_last}", "sums", gap("srpo", "advantage_mix", late)
-        ),
-        Claim("3b. dynamic weights", f"SRPO - the same without, {at_last}", "picks", gap("srpo", "srpo_no_dw", late)),
-        Claim("4. lengths", f"smaller of {grpo} - SRPO and SRPO - SDPO, mean response length in the {last}", *size),
-        Claim("5. cost", f"smaller of log(SRPO / grpo4), {first}, and -log of it, {last}, seconds a step", *cost),
-        Claim("beside: SRPO and GRPO", f"SRPO - {grpo}, {at_last}", "sums", gap("srpo", grpo, late)),
-        Claim(
-            "beside: Figure 1b",
-            f"SDPO on failed - on correct rollouts alone, {at_last}",
-            "sums",
-            gap("sdpo_incorrect_only", "sdpo_correct_only", late),
-        ),
-        Claim(
-            "beside: dynamic weights", f"SRPO - the same without, {at_last}", "sums", gap("srpo", "srpo_no_dw", late)
-        ),
+        gap("1. SDPO is faster at first", f"SDPO - {grpo}", "sums", "sdpo", grpo, early),
+        gap("2. SDPO is unstable late", "SRPO - SDPO", "sums", "srpo", "sdpo", late),
+        gap("3a. routing, not mixing", "SRPO - Advantage Mix", "sums", "srpo", "advantage_mix", late),
+        gap("3b. dynamic weights", without, "picks", "srpo", "srpo_no_dw", late),
+        Claim("4. lengths", size, "sums", (grpo, "srpo", "sdpo"), lengths, 1.0, "tokens"),
+        Claim("5. cost", cost, "sums", ("srpo", "grpo4"), crossing, 100.0, "%"),
+        gap("beside: SRPO and GRPO", f"SRPO - {grpo}", "sums", "srpo", grpo, late),
+        gap("beside: Figure 1b", figure, "sums", "sdpo_incorrect_only", "sdpo_correct_only", late),
+        gap("beside: dynamic weights", without, "sums", "srpo", "srpo_no_dw", late),
     ]
 
 
-def _steps(steps: Sequence[int]) -> str:
-    return ", ".join(map(str, steps))
+def pairs(claim: Claim, runs: Runs, protocol: Protocol) -> dict[int, dict[str, Measured | None]]:
+    """The runs that the claim needs, by seed and arm; None for one that has no record yet."""
+    plan = dict(protocol.tasks).get(claim.task)
+    if plan is None or not set(claim.arms) <= set(plan.arms):
+        return {}
+    seeds = [seed for seed in plan.seeds if all(seed in plan.seeds_of(arm) for arm in claim.arms)]
+    return {seed: {arm: runs.get((REPORT, claim.task, arm), {}).get(seed) for arm in claim.arms} for seed in seeds}
 
 
 def differences(claim: Claim, runs: Runs, protocol: Protocol) -> list[float]:
-    """The claim's number of every seed of which all the runs that it needs are there."""
-    plan = dict(protocol.tasks).get(claim.task)
+    """The claim's number of every seed of which all the runs that it needs are there. Runs from two models give none."""
     found = []
-    for seed in plan.seeds if plan else ():
-        arms = {arm: runs.get((REPORT, claim.task, arm), {}).get(seed) for arm in ARMS}
-        try:
-            value = claim.of({arm: run for arm, run in arms.items() if run is not None})
-        except KeyError:  # an arm that this seed lacks
-            value = None
-        if value is not None:
-            found.append(value)
-    return found
+    for arms in pairs(claim, runs, protocol).values():
+        there = {arm: run for arm, run in arms.items() if run is not None}
+        if len(there) == len(arms) and len({run.model for run in there.values()}) == 1:
+            found.append(claim.of(there))
+    return [value for value in found if value is not None]
 
 
 def better_grpo(chosen: Mapping[tuple[str, str], Mapping[str, Any]], task: str = "sums") -> str:

@@ -5,10 +5,12 @@ judged on the validation problems. `report`: every arm at its rate, several seed
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 CHOOSE, REPORT = "choose", "report"
+OUT = Path("outputs/study")  # where runs lie unless somebody says otherwise, and in the commands that records show
 
 
 @dataclass(frozen=True)
@@ -170,13 +172,24 @@ def overrides(run: Run, protocol: Protocol, out: Path) -> list[str]:
     return found
 
 
+def command(run: Run, protocol: Protocol, out: Path) -> list[str]:
+    """The run's command line."""
+    return ["bash", "scripts/train.sh", *overrides(run, protocol, out)]
+
+
+def settings(protocol: Protocol) -> dict[str, Any]:
+    """What every record says of the protocol, as JSON holds it: all but the list of runs."""
+    found = asdict(protocol)
+    del found["tasks"]
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+
 def model(out: Path) -> Path:
     """Where the model for picks lies."""
     return out / "models" / "tiny_picks"
 
 
-def model_arguments(protocol: Protocol, out: Path) -> list[str]:
-    """Of `python -m srpo_recipe.starter.tiny`, which makes it."""
+def model_recipe(protocol: Protocol) -> dict[str, Any]:
+    """The options of `python -m srpo_recipe.starter.tiny` that make the model for picks."""
     start = "srpo_recipe/assets/tiny_qwen3"
-    options = f"--task picks --start {start} --steps {protocol.model_steps} --lr 0.001 --slip 0.45 --seed 0"
-    return [*options.split(), "--out", str(model(out))]
+    return {"task": "picks", "start": start, "steps": protocol.model_steps, "lr": 0.001, "slip": 0.45, "seed": 0}

@@ -1,7 +1,8 @@
-"""Runs the study's runs, so many at a time, and keeps a book of them: OUT/manifest.json.
+"""Runs the study's runs, so many at a time, and writes the record of each that is at its end.
 
-A run that has ended is left alone, an interrupted one goes on from its checkpoint, one that failed is tried once more and then
-stays failed, with the end of its log in the book.
+A run that has a record is left alone, an interrupted one goes on from its checkpoint, one that failed is tried once more and then
+stays failed. OUT/manifest.json is the book of what this machine began: attempts and seconds of each run, and of a failed one the
+end of its log.
 """
 
 import json
@@ -11,43 +12,51 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from study_protocol import Protocol, Run, overrides
+import study_model
+from study_protocol import OUT, Protocol, Run, command, settings
+from study_records import ENDED, FAILED, Records, key
 
 from srpo_recipe.records.files import write_whole
+from srpo_recipe.records.metrics_file import read_lines
+from srpo_recipe.records.results import machine
+from srpo_recipe.records.versions import commit
 
 ROOT = Path(__file__).resolve().parent.parent
-WAITING, ENDED, FAILED = "waiting", "ended", "failed"
 ATTEMPTS = 2
 LONGEST = 2 * 3600.0  # seconds of one run
 GRACE = 60.0  # for a run that is asked to end
+# Of one run with another beside it on two cores, from docs/runs.md and docs/performance.md: an estimate, not a measurement.
+START_SECONDS, STEP_SECONDS, TEST_SECONDS = 110.0, 2.5, 5.0
+
+
+def expected(run: Run, protocol: Protocol) -> float:
+    """Seconds of a run, as estimated before any was made."""
+    return START_SECONDS + run.steps * STEP_SECONDS + run.steps // protocol.test_every * TEST_SECONDS
 
 
 class Book:
-    """The manifest. out: the study's folder."""
+    """The manifest. out: the study's folder. Raises ValueError for the folder of another protocol."""
 
     def __init__(self, out: Path, protocol: Protocol):
         self.out, self.protocol, self.path = out, protocol, out / "manifest.json"
         self._lock = threading.Lock()
         written = json.loads(self.path.read_text()) if self.path.exists() else {"protocol": None, "runs": {}}
-        now = json.loads(json.dumps(asdict(protocol)))
-        if written["protocol"] not in (None, now):
+        if written["protocol"] not in (None, settings(protocol)):
             raise ValueError(f"{self.path} belongs to another protocol: take another --out")
-        self.content: dict[str, Any] = {"protocol": now, "runs": written["runs"]}
+        self.content: dict[str, Any] = {"protocol": settings(protocol), "runs": written["runs"]}
 
     def add(self, runs: Iterable[Run]) -> None:
         """Enter runs that are not there yet, with their commands."""
-        for run in runs:
-            entry = self.content["runs"].setdefault(
-                key(run), {**asdict(run), "status": WAITING, "attempts": 0, "seconds": 0.0}
-            )
-            entry["command"] = shlex.join(command(run, self.protocol, self.out))
-        self._write()
+        with self._lock:
+            for run in runs:
+                entry = self.content["runs"].setdefault(key(run), {"attempts": 0, "seconds": 0.0})
+                entry["command"] = shlex.join(command(run, self.protocol, self.out))
+            self._write()
 
     def entry(self, run: Run) -> dict[str, Any]:
         return self.content["runs"][key(run)]
@@ -55,19 +64,10 @@ class Book:
     def change(self, run: Run, **changes: Any) -> None:
         with self._lock:
             self.entry(run).update(changes)
-        self._write()
+            self._write()
 
     def _write(self) -> None:
-        with self._lock:
-            write_whole(self.path, json.dumps(self.content, indent=1) + "\n")
-
-
-def key(run: Run) -> str:
-    return f"{run.stage}-{run.task}/{run.name}"
-
-
-def command(run: Run, protocol: Protocol, out: Path) -> list[str]:
-    return ["bash", "scripts/train.sh", *overrides(run, protocol, out)]
+        write_whole(self.path, json.dumps(self.content, indent=1) + "\n")
 
 
 def ended(run: Run, out: Path) -> bool:
@@ -80,26 +80,65 @@ class Stopped(Exception):
     """Somebody asked the study to end; the same command goes on."""
 
 
-class Runner:
-    """at_a_time: runs side by side. until: time at which no further run is begun."""
+class Progress:
+    """What the lines on screen say: which run of how many, its seconds, and the hours that are left.
 
-    def __init__(self, book: Book, at_a_time: int, until: float, environment: Mapping[str, str] | None = None):
-        self.book, self.at_a_time, self.until = book, at_a_time, until
-        self.environment = {**os.environ, "SRPO_DOCTOR": "no", **(environment or {})}
+    The hours are those that the estimate gives, corrected by what the runs of this start took.
+
+    total, left: all runs of the command, and those without a record.
+    """
+
+    def __init__(self, protocol: Protocol, total: int, left: Sequence[Run], at_a_time: int):
+        self.protocol, self.total, self.at_a_time = protocol, total, at_a_time
+        self.left, self.begun = len(left), total - len(left)
+        self.expected = sum(expected(run, protocol) for run in left)
+        self.took = self.guessed = 0.0
+        self._lock = threading.Lock()
+
+    def begin(self, run: Run) -> str:
+        with self._lock:
+            self.begun += 1
+            place = f"run {self.begun} of {self.total}, {key(run)}"
+        self.say(f"{place}: begun")
+        return place
+
+    def end(self, run: Run, place: str, how: str, seconds: float) -> None:
+        with self._lock:
+            guess = expected(run, self.protocol)
+            self.left, self.expected = self.left - 1, self.expected - guess
+            self.took, self.guessed = self.took + seconds, self.guessed + guess
+        self.say(f"{place}: {how} after {seconds:.0f} s; {self.left} runs are left, about {self.hours():.1f} hours")
+
+    def hours(self) -> float:
+        return self.expected * (self.took / self.guessed if self.guessed else 1.0) / self.at_a_time / 3600
+
+    def say(self, text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+class Runner:
+    """at_a_time: runs side by side. until: time.monotonic() at which no further run is begun. retry: try failed runs again."""
+
+    def __init__(
+        self, book: Book, records: Records, progress: Progress, at_a_time: int, until: float, retry: bool = False
+    ):
+        self.book, self.records, self.progress = book, records, progress
+        self.at_a_time, self.until, self.retry = at_a_time, until, retry
+        self.environment = {**os.environ, "SRPO_DOCTOR": "no"}
         self.stop = threading.Event()
 
-    def all(self, runs: Sequence[Run], retry: bool = False) -> bool:
-        """Run what has not ended; returns whether everything is at its end, failed or not. retry: try failed runs again."""
-        self.book.add(runs)
-        left = []
-        for run in runs:
-            entry = self.book.entry(run)
-            if ended(run, self.book.out):
-                self.book.change(run, status=ENDED)
-            elif entry["status"] != FAILED or retry:
-                if entry["status"] == FAILED:
-                    self.book.change(run, status=WAITING, attempts=0)
-                left.append(run)
+    def left(self, runs: Iterable[Run]) -> list[Run]:
+        """Those that have no record, and with `retry` those that have failed."""
+        found = [(run, self.records.find(run)) for run in runs]
+        return [run for run, record in found if record is None or (self.retry and record["status"] == FAILED)]
+
+    def all(self, runs: Sequence[Run]) -> bool:
+        """Run what is left; returns whether everything is at its end, failed or not."""
+        left = self.left(runs)
+        self.book.add(left)
+        for run in left:
+            if self.book.entry(run)["attempts"] >= ATTEMPTS:  # its record was removed, or `retry` asks for it
+                self.book.change(run, attempts=0)
         with ThreadPoolExecutor(self.at_a_time) as pool:
             waiting = [pool.submit(self._one, run) for run in left]
             try:
@@ -108,31 +147,56 @@ class Runner:
             except BaseException:
                 self.stop.set()
                 raise
-        return all(self.book.entry(run)["status"] in (ENDED, FAILED) for run in runs)
+        return all(self.records.find(run) for run in runs)
 
     def _one(self, run: Run) -> None:
-        while not self.stop.is_set() and time.time() < self.until:
-            entry = self.book.entry(run)
-            if entry["status"] != WAITING:
+        """Both attempts of a run, and its record."""
+        if self.stop.is_set() or time.monotonic() >= self.until or not self.left([run]):
+            return
+        place = self.progress.begin(run)
+        while not ended(run, self.book.out) and self.book.entry(run)["attempts"] < ATTEMPTS:
+            if self.stop.is_set() or time.monotonic() >= self.until:
                 return
-            print(f"{time.strftime('%H:%M:%S')} {key(run)}", flush=True)
-            began = time.time()
-            status, tail = self._attempt(run)
-            if self.stop.is_set() and status:
-                return  # asked to end; its attempt does not count
-            changes: dict[str, Any] = {
-                "attempts": entry["attempts"] + 1,
-                "seconds": entry["seconds"] + time.time() - began,
-            }
-            if ended(run, self.book.out):
-                changes |= {"status": ENDED, "finished": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-            elif changes["attempts"] >= ATTEMPTS:
-                changes |= {"status": FAILED, "exit": status, "log": tail}
-                print(f"{time.strftime('%H:%M:%S')} {key(run)} FAILED ({status}): {tail[-1:]}", flush=True)
-            self.book.change(run, **changes)
+            self._attempt(run)
+        entry = self.book.entry(run)
+        more: dict[str, Any] = {"status": ENDED} if ended(run, self.book.out) else {"status": FAILED}
+        if more["status"] == FAILED:
+            more |= {"exit": entry["exit"], "said": self._said(entry["log"])}
+        if run.task == "picks":
+            more["model"] = study_model.digest(self.book.out)
+        self.records.write(
+            run,
+            read_lines(run.folder(self.book.out) / "metrics.jsonl"),
+            attempts=entry["attempts"],
+            seconds=round(entry["seconds"]),
+            finished=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+            commit=entry.get("commit", commit()),
+            machine=machine(),
+            at_a_time=self.at_a_time,
+            **more,
+        )
+        how = ENDED if more["status"] == ENDED else f"FAILED ({more['exit']}: {more['said']})"
+        self.progress.end(run, place, how, entry["seconds"])
 
-    def _attempt(self, run: Run) -> tuple[int, list[str]]:
-        """One start of a run, to its end; (exit status, the last lines of its log)."""
+    def _said(self, log: Sequence[str]) -> str:
+        """The last line of a log, without the places of this machine."""
+        last = log[-1] if log else ""
+        for place, shown in ((self.book.out, OUT), (ROOT, "."), (Path.home(), "~")):
+            last = last.replace(str(place), str(shown))
+        return last[:200]
+
+    def _attempt(self, run: Run) -> None:
+        """One start of a run, to its end, into the book. One that is asked to end does not count, but for its seconds."""
+        began, entry = time.monotonic(), self.book.entry(run)
+        self.book.change(run, commit=commit())
+        status, tail = self._start(run)
+        changes: dict[str, Any] = {"seconds": entry["seconds"] + time.monotonic() - began}
+        if not (self.stop.is_set() and status):
+            changes |= {"attempts": entry["attempts"] + 1, "exit": status, "log": tail}
+        self.book.change(run, **changes)
+
+    def _start(self, run: Run) -> tuple[int, list[str]]:
+        """Start a run and wait for its end; (exit status, the last lines of its log)."""
         log = run.folder(self.book.out).parent / "logs" / f"{run.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
@@ -148,8 +212,8 @@ class Runner:
         return status, log.read_text(errors="replace").splitlines()[-20:]
 
     def _wait(self, process: subprocess.Popen) -> int:
-        last = time.time() + LONGEST
-        while process.poll() is None and not self.stop.is_set() and time.time() < last:
+        last = time.monotonic() + LONGEST
+        while process.poll() is None and not self.stop.is_set() and time.monotonic() < last:
             time.sleep(0.5)
         for signs in (signal.SIGINT, signal.SIGKILL):
             if process.poll() is not None:

@@ -2,26 +2,34 @@
 
 import json
 import re
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from srpo_recipe.records.files import sha256
 from srpo_recipe.settings.compose import compose_config
 from srpo_recipe.settings.rules import check
 from srpo_recipe.starter import picks, sums
+from srpo_recipe.starter.tiny.__main__ import parse
+from srpo_recipe.starter.tiny.acceptance import ACCEPTANCE_PICKS
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import study  # noqa: E402
 import study_claims  # noqa: E402
+import study_model  # noqa: E402
 import study_protocol  # noqa: E402
+import study_records  # noqa: E402
 import study_report  # noqa: E402
 import study_runs  # noqa: E402
-from study_claims import OPEN, REFUTED, SHOWN, Measured  # noqa: E402
+from study_claims import OPEN, REFUTED, SHOWN  # noqa: E402
 from study_protocol import ARMS, CHOOSE, QUICK, REPORT, STUDY, Run  # noqa: E402
+from study_records import ENDED, FAILED, Measured, Records  # noqa: E402
 
 PAGE = (ROOT / "docs" / "study.md").read_text()
 CHOSEN = {(task, arm): 1e-4 for task, plan in STUDY.tasks for arm in plan.tuned}
@@ -46,7 +54,7 @@ def test_the_runs_are_those_of_the_page():
 
 
 def test_it_fits_into_five_hours():
-    assert 3 < study.estimate(STUDY, 2) < 5
+    assert 3 < study.estimate(STUDY, study.whole(STUDY), 2) < 5
 
 
 @pytest.mark.parametrize(
@@ -95,22 +103,30 @@ def test_the_three_splits_share_no_problem_in_any_order(task, tmp_path):
 # ----------------------------------------------------------------------------------------------------------- the claims
 
 
-def measured(accuracy: dict[int, float], failed: bool = False, length=10.0, seconds=1.0, steps: int = 120) -> Measured:
-    """A run with these test accuracies; length and seconds: numbers, or functions of the step."""
+def lines(accuracy: dict[int, float], length=10.0, seconds=1.0, steps: int = 120) -> list[dict]:
+    """The metrics of a run with these test accuracies; length and seconds: numbers, or functions of the step."""
 
     def at(value, step):
         return value(step) if callable(value) else value
 
-    lines = [
+    found = [
         {"step": step, "route/response_length": at(length, step), "timing_s/step": at(seconds, step) + 0.5}
         | {"timing_s/save_checkpoint": 0.25, "timing_s/samples": 0.25}
         | ({KEY: accuracy[step]} if step in accuracy else {})
         for step in range(1, steps + 1)
     ]
-    return Measured([{"step": 0, KEY: accuracy[0]}, *lines] if 0 in accuracy else lines, failed)
+    return [{"step": 0, KEY: accuracy[0]}, *found] if 0 in accuracy else found
+
+
+def measured(accuracy: dict[int, float], failed: bool = False, **more) -> Measured:
+    length, seconds, model = (
+        more.pop(name, default) for name, default in (("length", 10.0), ("seconds", 1.0), ("model", None))
+    )
+    return Measured(*study_records.kept(lines(accuracy, length, seconds)).values(), failed, model, **more)
 
 
 def number(name: str, arms: dict[str, Measured], grpo: str = "grpo1") -> float | None:
+    """The claim's number where seed 1 alone is there."""
     claim = next(one for one in study_claims.claims(STUDY, grpo) if one.name.startswith(name))
     runs = {(REPORT, claim.task, arm): {1: run} for arm, run in arms.items()}
     found = study_claims.differences(claim, runs, STUDY)
@@ -154,7 +170,17 @@ def test_cost_crosses_when_it_is_dearer_at_first_and_cheaper_at_the_end():
     assert number("5.", {"grpo4": grpo, "srpo": measured({}, seconds=seconds(1.5, 1.8))}) == pytest.approx(
         np.log(2 / 1.8)
     )
-    assert number("5.", {"grpo4": grpo, "srpo": measured({}, seconds=seconds(0.8, 1.0))}) == pytest.approx(np.log(0.8))
+    fast = measured({}, seconds=seconds(0.8, 1.0))
+    assert number("5.", {"grpo4": grpo, "srpo": fast}) == pytest.approx(np.log(0.8))
+    elsewhere = replace(fast, conditions=("another machine", 2))  # whose seconds are not compared
+    assert number("5.", {"grpo4": grpo, "srpo": elsewhere}) is None
+    assert number("5.", {"grpo4": replace(grpo, conditions=("another machine", 2)), "srpo": elsewhere}) is not None
+
+
+def test_runs_from_two_models_give_no_number():
+    one, same, other = (measured({110: 0.8, 120: 0.8}, model=model) for model in ("a", "a", "b"))
+    assert number("3b.", {"srpo": one, "srpo_no_dw": same}) == 0
+    assert number("3b.", {"srpo": one, "srpo_no_dw": other}) is None
 
 
 def test_a_failed_run_counts_with_nothing_and_an_unfinished_one_does_not_count():
@@ -195,44 +221,172 @@ def test_how_often_such_an_interval_holds_the_mean(seeds, covered):
 # ----------------------------------------------------------------------------------------------------- the choice, the book
 
 
-def write_run(book, run: Run, accuracy: dict[int, float], whole: bool = True) -> None:
-    """The files that a run leaves."""
-    folder = run.folder(book.out)
-    folder.mkdir(parents=True)
-    lines = measured(accuracy, steps=run.steps).lines
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    if whole:
-        (folder / "summary.json").write_text(json.dumps({"steps": run.steps}))
+ABOUT = {
+    "attempts": 1,
+    "seconds": 300,
+    "finished": "2026-01-02 10:00",
+    "commit": "abc",
+    "machine": "2 cores",
+    "at_a_time": 2,
+}
+
+
+def record(records: Records, run: Run, accuracy: dict[int, float], **more) -> None:
+    """The record that the run leaves."""
+    records.write(run, lines(accuracy, steps=run.steps), **{"status": ENDED, **ABOUT, **more})
 
 
 def test_the_best_rate_on_validation_is_chosen_and_the_smallest_of_equal_ones(tmp_path):
-    book = study_runs.Book(tmp_path, STUDY)
-    runs = [
-        run for run in study_protocol.choosing(STUDY) if run.arm in ("srpo", "grpo1", "grpo4") and run.task == "sums"
-    ]
-    book.add(runs)
+    records = Records(tmp_path, STUDY)
     values = {3e-5: 0.5, 1e-4: 0.8, 3e-4: 0.8, 1e-3: 0.2}
-    for run in runs:
-        if run.arm != "grpo4" or run.rate < 1e-3:
+    for run in study_protocol.choosing(STUDY):
+        if run.arm in ("srpo", "grpo1", "grpo4") and run.task == "sums" and (run.arm != "grpo4" or run.rate < 1e-3):
             gain = 0.1 if run.arm == "grpo1" else 0.0
-            write_run(book, run, {10: 1.0, 30: values[run.rate] + gain, 40: values[run.rate] + gain})
-    found = study_claims.choices(study_claims.measured(book), STUDY)
+            record(records, run, {10: 1.0, 30: values[run.rate] + gain, 40: values[run.rate] + gain})
+    found = study_claims.choices(study_records.measured(records), STUDY)
     assert found["sums", "srpo"]["chosen"] == 1e-4 and found["sums", "grpo1"]["chosen"] == 1e-4
     assert found["sums", "grpo4"]["chosen"] is None  # one of its runs is not there yet
     assert found["sums", "grpo1"]["by_rate"][1e-4] == pytest.approx(0.9)
     assert study_claims.better_grpo(found) == "grpo1" and study_claims.better_grpo({}) == "grpo4"
 
 
+# ---------------------------------------------------------------------------------------------------------- the records
+
+ONE = Run(REPORT, "sums", "srpo", 1e-4, 1, 120)
+
+
+def test_a_record_keeps_what_is_judged_and_no_more(tmp_path):
+    of = lines({0: 0.5, 60: 0.75, 120: 1 - 1 / 256}, length=lambda step: 26.123456 + step)
+    of[1] |= {"actor/distill/teacher_entropy": 0.123456, "actor/grad_norm": 3.0}
+    records = Records(tmp_path, STUDY)
+    records.write(ONE, of, status=ENDED, **ABOUT)
+    text = (tmp_path / "report-sums" / "srpo-lr0.0001-seed1.json").read_text()
+    assert "grad_norm" not in text and str(ROOT) not in text and len(text) < 4000
+    ((run, kept),) = records.all()
+    assert run == ONE and records.find(ONE) == kept and kept["commit"] == "abc"
+    assert (
+        "trainer.total_training_steps=120" in kept["command"]
+        and "run.root=outputs/study/report-sums" in kept["command"]
+    )
+    found = study_records.measured(records)[REPORT, "sums", "srpo"][1]
+    assert found.accuracies == {0: 0.5, 60: 0.75, 120: 1 - 1 / 256} and found.entropies == {1: 0.1235}
+    assert found.length(2, 4) == pytest.approx(29.12) and found.seconds(101, 120) == 1.0 and not found.failed
+
+
+def test_all_records_of_the_study_are_small():
+    """About 4 kB a run of 120 steps."""
+    tests = dict.fromkeys(range(0, 121, 10), 0.99609375)
+    with_entropy = [one | {"actor/distill/teacher_entropy": 0.1234} for one in lines(tests)]
+    assert (
+        len(json.dumps([list(of.values()) for of in study_records.kept(with_entropy).values()]))
+        * len(study.whole(STUDY))
+        < 300_000
+    )
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            {"protocol": {**study_protocol.settings(STUDY), "choose_steps": 20}},
+            r"another protocol, choose_steps 20 \(here 40\)",
+        ),
+        ({"protocol": study_protocol.settings(QUICK)}, r"another protocol, rates .* sizes \[64, 8, 8\] \(here"),
+        ({"rate": 3e-4}, "holds the record of report-sums/srpo-lr0.0003-seed1"),
+        ({"steps": 60}, "no run of the protocol"),
+        ({"command": "bash scripts/train.sh method=grpo"}, "made by another command, which differs in .*method=grpo"),
+        ({"length": None}, "lacks length"),
+    ],
+)
+def test_a_record_of_something_else_is_refused_by_its_name(tmp_path, change, message):
+    records = Records(tmp_path, STUDY)
+    record(records, ONE, {0: 0.5})
+    path = records.path(ONE)
+    written = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({name: value for name, value in written.items() if value is not None}))
+    for reading in (records.all, lambda: records.find(ONE)):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))} .*{message}"):
+            reading()
+
+
+def test_a_torn_record_and_a_run_that_is_none_are_refused(tmp_path):
+    records = Records(tmp_path, STUDY)
+    records.path(ONE).parent.mkdir(parents=True)
+    records.path(ONE).write_text('{"stage": ')
+    with pytest.raises(ValueError, match="seed1.json cannot be read .*: remove it, and its run is made again"):
+        records.find(ONE)
+    records.path(ONE).unlink()
+    record(records, replace(ONE, seed=6), {0: 0.5})
+    with pytest.raises(ValueError, match="seed6.json is no run of the protocol"):
+        records.all()
+
+
+def test_a_reported_run_at_another_rate_than_the_chosen_one_is_refused(tmp_path):
+    records = Records(tmp_path / "study", STUDY)
+    for run in study_protocol.choosing(STUDY):
+        record(records, run, {30: 0.5, 40: 0.9 if run.rate == 3e-4 else 0.5})
+    assert set(study.rates(STUDY, records).values()) == {3e-4}
+    record(records, replace(ONE, arm="srpo_no_dw"), {0: 0.5})
+    for refused in (lambda: study.rates(STUDY, records), lambda: study_report.write(records, tmp_path)):
+        with pytest.raises(
+            ValueError, match="report-sums/srpo_no_dw-lr0.0001-seed1.json: another rate than the chosen"
+        ):
+            refused()
+
+
+def test_what_is_left_is_what_has_no_record(tmp_path, capsys):
+    records = Records(tmp_path, STUDY)
+    assert len(study.left(STUDY, records)) == len(study.whole(STUDY)) == 73
+    record(records, ONE, {0: 0.5}, status=FAILED)
+    record(records, next(study_protocol.choosing(STUDY)), {30: 0.5})
+    assert len(study.left(STUDY, records)) == 71 and len(study.left(STUDY, records, retry=True)) == 72
+    study.plan(STUDY, records, Path("x"), 2)
+    printed = capsys.readouterr().out
+    assert (
+        printed.count("done ") == 2 and printed.count("left  bash scripts/train.sh") == 71 and "71 are left" in printed
+    )
+
+
+def test_a_quick_try_stays_away_from_the_real_records(tmp_path):
+    def folder(*words: str) -> Path:
+        return study.checked(study.parser().parse_args([*words]))
+
+    assert folder("report") == ROOT / "docs" / "results"
+    assert folder("run", "--quick", "--out", str(tmp_path)) == tmp_path / "results"
+    with pytest.raises(SystemExit, match="--quick does not write to .*results"):
+        folder("report", "--quick", "--results", str(ROOT / "docs" / ".." / "docs" / "results"))
+    record(Records(tmp_path / "study", STUDY), ONE, {0: 0.5})  # and where it meets them, it refuses them
+    command = [
+        sys.executable,
+        "benchmarks/study.py",
+        "run",
+        "--quick",
+        "--out",
+        str(tmp_path),
+        "--results",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (
+        done.returncode == 1
+        and "seed1.json is of another protocol, rates" in done.stderr
+        and "Traceback" not in done.stderr
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- the runs
+
+
 @pytest.fixture
 def fake(monkeypatch):
-    """Runs that a line of shell stands for: it appends to a file, and does what the run's name says."""
+    """Runs that a line of shell stands for: it appends to a file, and does what the run's seed or rate says."""
 
     def command(run, protocol, out):
         folder = run.folder(out)
         done = f"mkdir -p {folder}; echo begun >> {folder}/starts; "
         summary = f"echo '{{\"steps\": {run.steps}}}' > {folder}/summary.json"
         if run.seed == 7:  # fails always
-            return ["bash", "-c", done + "echo it broke; exit 3"]
+            return ["bash", "-c", done + f"echo it broke in {folder.parent}; exit 3"]
         if run.seed == 8:  # fails once
             return ["bash", "-c", done + f"[ $(wc -l < {folder}/starts) -ge 2 ] && {summary} || exit 1"]
         return ["bash", "-c", done + (f"sleep {run.rate}; " if run.rate >= 1 else "") + summary]
@@ -245,35 +399,88 @@ def starts(run: Run, out: Path) -> int:
     return len((run.folder(out) / "starts").read_text().split())
 
 
-def test_runs_end_once_are_tried_twice_and_stay_failed(tmp_path, fake):
-    runs = [Run(REPORT, "sums", "srpo", 1e-4, seed, 4) for seed in (1, 7, 8)]
-    book = study_runs.Book(tmp_path, QUICK)
-    runner = study_runs.Runner(book, 2, float("inf"))
-    assert runner.all(runs)
-    assert [starts(run, tmp_path) for run in runs] == [1, 2, 2]
-    written = json.loads((tmp_path / "manifest.json").read_text())["runs"]
-    assert [entry["status"] for entry in written.values()] == ["ended", "failed", "ended"]
-    failed = written["report-sums/srpo-lr0.0001-seed7"]
-    assert failed["exit"] == 3 and failed["log"][-1] == "it broke" and failed["attempts"] == 2 and failed["command"]
-    again = study_runs.Runner(study_runs.Book(tmp_path, QUICK), 2, float("inf"))
-    assert again.all(runs) and [starts(run, tmp_path) for run in runs] == [1, 2, 2]  # left alone
-    assert again.all(runs, retry=True) and [starts(run, tmp_path) for run in runs] == [1, 4, 2]
+def runner(folder: Path, runs: list[Run], until: float = float("inf"), retry: bool = False, out: str = "out"):
+    """For runs of QUICK, with seeds 1, 2, 7 and 8."""
+    plan = replace(QUICK.tasks[0][1], seeds=(1, 2, 7, 8))
+    protocol = replace(QUICK, tasks=(("sums", plan),))
+    book, records = study_runs.Book(folder / out, protocol), Records(folder / "study", protocol)
+    return study_runs.Runner(book, records, study_runs.Progress(protocol, len(runs), runs, 2), 2, until, retry)
+
+
+def reported(*seeds: int) -> list[Run]:
+    return [Run(REPORT, "sums", "srpo", 1e-4, seed, 4) for seed in seeds]
+
+
+def test_runs_end_once_are_tried_twice_and_stay_failed(tmp_path, fake, capsys):
+    runs, out = reported(1, 7, 8), tmp_path / "out"
+    first = runner(tmp_path, runs)
+    assert first.all(runs)
+    assert [starts(run, out) for run in runs] == [1, 2, 2]
+    kept = [first.records.find(run) for run in runs]
+    assert [one["status"] for one in kept] == [ENDED, FAILED, ENDED] and [one["attempts"] for one in kept] == [1, 2, 2]
+    assert (kept[1]["exit"], kept[1]["said"]) == (3, "it broke in outputs/study/report-sums")
+    assert str(tmp_path) not in json.dumps(kept) and all(one["commit"] and one["machine"] for one in kept)
+    assert json.loads((out / "manifest.json").read_text())["runs"][study_records.key(runs[1])]["log"]
+    printed = capsys.readouterr().out
+    assert "run 1 of 3, report-sums/srpo-lr0.0001-seed1: begun" in printed
+    assert re.search(r"seed7: FAILED \(3: it broke .*\) after \d+ s; \d runs are left, about 0.0 hours", printed)
+    again = runner(tmp_path, runs)
+    assert again.all(runs) and [starts(run, out) for run in runs] == [1, 2, 2]  # left alone
+    assert runner(tmp_path, runs, retry=True).all(runs) and [starts(run, out) for run in runs] == [1, 4, 2]
+
+
+def test_what_is_recorded_is_not_run_again_where_the_folder_is_lost(tmp_path, fake):
+    runs = reported(1, 7, 2)
+    assert not runner(tmp_path, runs, until=0.0).all(runs)
+    assert runner(tmp_path, runs[:2]).all(runs[:2])
+    before = {path: path.read_text() for path in (tmp_path / "study").rglob("*.json")}
+    assert runner(tmp_path, runs, out="elsewhere").all(runs)
+    assert [run.folder(tmp_path / "elsewhere").exists() for run in runs] == [False, False, True]
+    assert (
+        len(before) == 2 and before.items() <= {p: p.read_text() for p in (tmp_path / "study").rglob("*.json")}.items()
+    )
+
+
+def test_a_run_whose_record_was_removed_is_made_again(tmp_path, fake):
+    (failed,) = runs = reported(7)
+    first = runner(tmp_path, runs)
+    assert first.all(runs)
+    first.records.path(failed).unlink()
+    assert runner(tmp_path, runs).all(runs) and starts(failed, tmp_path / "out") == 4
+
+
+def test_an_ended_run_without_a_record_gets_it_from_its_folder(tmp_path, fake):
+    """The study was killed between the two."""
+    (one,) = runs = reported(1)
+    first = runner(tmp_path, runs)
+    assert first.all(runs)
+    first.records.path(one).unlink()
+    again = runner(tmp_path, runs)
+    assert again.all(runs) and starts(one, tmp_path / "out") == 1 and again.records.find(one)["attempts"] == 1
 
 
 def test_no_run_is_begun_after_the_hours_are_over(tmp_path, fake):
-    runs = [Run(REPORT, "sums", "srpo", 1e-4, seed, 4) for seed in (1, 2)]
-    book = study_runs.Book(tmp_path, QUICK)
-    assert not study_runs.Runner(book, 2, until=0.0).all(runs)
-    assert not any(run.folder(tmp_path).exists() for run in runs)
-    assert study_runs.Runner(book, 2, float("inf")).all(runs)
+    runs = reported(1, 2)
+    assert not runner(tmp_path, runs, until=0.0).all(runs)
+    assert not any(run.folder(tmp_path / "out").exists() for run in runs)
+    assert runner(tmp_path, runs).all(runs)
 
 
 def test_two_runs_go_side_by_side(tmp_path, fake):
-    runs = [Run(REPORT, "sums", "srpo", 4.0, seed, 4) for seed in (1, 2)]
-    began = study_runs.time.time()
-    assert study_runs.Runner(study_runs.Book(tmp_path, QUICK), 2, float("inf")).all(runs)
-    begun = [(run.folder(tmp_path) / "starts").stat().st_mtime for run in runs]
-    assert abs(begun[0] - begun[1]) < 3.5 and study_runs.time.time() - began > 4
+    runs = [replace(run, rate=4.0) for run in reported(1, 2)]
+    began = study_runs.time.monotonic()
+    assert runner(tmp_path, runs).all(runs)
+    begun = [(run.folder(tmp_path / "out") / "starts").stat().st_mtime for run in runs]
+    assert abs(begun[0] - begun[1]) < 3.5 and study_runs.time.monotonic() - began > 4
+
+
+def test_the_hours_that_are_left_follow_what_runs_took():
+    runs = reported(1, 2, 7, 8)
+    progress = study_runs.Progress(QUICK, 6, runs, 2)
+    each = study_runs.expected(runs[0], QUICK)
+    assert progress.hours() == pytest.approx(4 * each / 2 / 3600) and progress.begun == 2
+    progress.end(runs[0], "", ENDED, 3 * each)
+    assert progress.hours() == pytest.approx(3 * 3 * each / 2 / 3600)
 
 
 def test_a_book_of_another_protocol_is_refused(tmp_path):
@@ -282,34 +489,122 @@ def test_a_book_of_another_protocol_is_refused(tmp_path):
         study_runs.Book(tmp_path, STUDY)
 
 
+# ------------------------------------------------------------------------------------------------------------ the tables
+
+
+def tables(results: Path) -> dict[str, dict]:
+    return {name: json.loads((results / f"study_{name}.json").read_text()) for name in ("choices", "runs", "claims")}
+
+
 def test_the_tables_before_and_after_runs(tmp_path):
-    results, out = tmp_path / "results", tmp_path / "out"
-    results.mkdir()
-    out.mkdir()
-    book = study_runs.Book(out, STUDY)
-    study_report.write(book, results)
-    empty = json.loads((results / "study_claims.json").read_text())
-    assert (
-        len(empty["rows"]) == 9
-        and {row[-1] for row in empty["rows"]} == {"not run"}
-        and "not made yet" in empty["source"]
-    )
-    for seed in (1, 2, 3):
+    records = Records(tmp_path / "study", STUDY)
+    study_report.write(records, tmp_path)
+    empty = tables(tmp_path)["claims"]
+    assert len(empty["rows"]) == 9 and {row[-1] for row in empty["rows"]} == {"not run"}
+    assert "not made yet" in empty["source"]
+    for seed in (1, 2, 3, 4, 5):
         for arm, late in (("srpo", 0.9), ("sdpo", 0.1 * seed)):
-            run = Run(REPORT, "sums", arm, 1e-4, seed, 120)
-            book.add([run])
-            write_run(book, run, {0: 0.5, 10: 0.6, 20: 0.7, 30: 0.8, 110: late, 120: late})
-    book.change(Run(REPORT, "sums", "sdpo", 1e-4, 3, 120), status="failed")
-    study_report.write(book, results)
-    claims = {row[0]: row for row in json.loads((results / "study_claims.json").read_text())["rows"]}
-    # Differences 0.8, 0.7 and 0.6: each of the ends is one draw of 27, more than 2.5 %.
-    assert claims["2. SDPO is unstable late"][3:] == ["70.0 points (60.0 to 80.0)", 3, "shown"]
-    assert claims["1. SDPO is faster at first"][3:] == ["not run", 0, "not run"]
-    assert json.loads((results / "study_claims.json").read_text())["failed"] == ["report-sums/sdpo-lr0.0001-seed3"]
-    rows = {row[1]: row for row in json.loads((results / "study_runs.json").read_text())["rows"] if row[0] == "sums"}
-    assert rows["sdpo"][3:9] == [3, 1, "50.0", "70.0", "20.0", "10.0 20.0 30.0"]
-    assert rows["srpo"][10] == "1.00 / 1.00" and rows["grpo1"][3] == 0
+            if (arm, seed) == ("sdpo", 5):  # before the last run: no verdict, and every table says what is missing
+                study_report.write(records, tmp_path)
+                claims = {row[0]: row for row in tables(tmp_path)["claims"]["rows"]}
+                assert claims["2. SDPO is unstable late"][3:] == ["not run", "9 of 10", 0, "not run"]
+                assert {row[1]: row for row in tables(tmp_path)["runs"]["rows"][:8]}["sdpo"][3] == "4 of 5"
+                said = (
+                    "0 of 28 runs that choose and 9 of 45 that are reported are in, 1 of them failed; commit abc, def"
+                )
+                assert {one["source"] for one in tables(tmp_path).values()} == {f"{said}; 2026-01-02."}
+            of = {0: 0.5, 10: 0.6, 20: 0.7, 30: 0.8, 110: late, 120: late}
+            status = FAILED if (arm, seed) == ("sdpo", 3) else ENDED
+            more = {"commit": "def", "finished": "2026-01-02 12:00"} if seed > 2 else {}
+            record(records, Run(REPORT, "sums", arm, 1e-4, seed, 120), of, status=status, **more)
+    study_report.write(records, tmp_path)
+    found = tables(tmp_path)
+    claims = {row[0]: row for row in found["claims"]["rows"]}
+    assert claims["2. SDPO is unstable late"][3:] == ["60.0 points (48.0 to 72.0)", "10 of 10", 5, "shown"]
+    assert claims["1. SDPO is faster at first"][3:] == ["not run", "5 of 10", 0, "not run"]
+    assert found["claims"]["failed"] == ["report-sums/sdpo-lr0.0001-seed3"]
+    rows = {row[1]: row for row in found["runs"]["rows"] if row[0] == "sums"}
+    assert rows["sdpo"][3:9] == ["5 of 5", 1, "50.0", "70.0", "30.0", "10.0 20.0 30.0 40.0 50.0"]
+    assert rows["srpo"][10] == "1.00 / 1.00" and rows["grpo1"][3] == "0 of 5"
     assert set(rows) == set(ARMS)
+
+
+def test_a_claim_about_the_better_grpo_waits_for_its_choice(tmp_path):
+    records = Records(tmp_path / "study", STUDY)
+    for run in study_protocol.reporting(STUDY, CHOSEN):
+        record(records, run, {0: 0.5, 10: 0.6, 20: 0.7, 30: 0.8, 110: 0.9, 120: 0.9})
+    study_report.write(records, tmp_path)
+    waiting = {row[0] for row in tables(tmp_path)["claims"]["rows"] if row[-1] == "not run"}
+    assert waiting == {"1. SDPO is faster at first", "4. lengths", "beside: SRPO and GRPO"}
+    for run in study_protocol.choosing(STUDY):
+        record(records, run, {30: 0.5, 40: 0.9 if run.rate == 1e-4 else 0.5})
+    study_report.write(records, tmp_path)
+    assert "not run" not in {row[-1] for row in tables(tmp_path)["claims"]["rows"]}
+
+
+# ------------------------------------------------------------------------------------------------------------ the model
+
+
+def write_model(out: Path, **recipe) -> Path:
+    """A folder as srpo_recipe.starter.tiny leaves it."""
+    folder = study_protocol.model(out)
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    least = {name: low for name, low, _ in ACCEPTANCE_PICKS}
+    made = {"recipe": study_protocol.model_recipe(STUDY) | recipe, "acceptance": least}
+    made["sha256"] = {"model.safetensors": sha256(folder / "model.safetensors")}
+    (folder / "provenance.json").write_text(json.dumps(made))
+    return folder
+
+
+def test_a_model_is_taken_with_the_settings_and_conditions_of_the_protocol_alone(tmp_path):
+    folder = write_model(tmp_path)
+    study_model.make(STUDY, tmp_path)  # it is there: nothing is made
+    made = json.loads((folder / "provenance.json").read_text())
+    made["acceptance"]["teacher_entropy_nats_on_those_failed"] = 0.2
+    (folder / "provenance.json").write_text(json.dumps(made))
+    with pytest.raises(ValueError, match="tiny_picks: teacher_entropy.* is 0.200, wanted 0.3 .*remove the folder"):
+        study_model.make(STUDY, tmp_path)
+    other = write_model(tmp_path / "other", steps=3)
+    with pytest.raises(ValueError, match="was made with steps 3, which is not the protocol's: remove the folder"):
+        study_model.make(STUDY, tmp_path / "other")
+    (other / "provenance.json").unlink()
+    with pytest.raises(ValueError, match="provenance.json cannot be read"):
+        study_model.make(STUDY, tmp_path / "other")
+    changed = write_model(tmp_path / "changed")
+    (changed / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(ValueError, match="safetensors is not what was made there"):
+        study_model.make(STUDY, tmp_path / "changed")
+
+
+def test_the_options_of_the_model_are_those_of_its_command(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tiny", *study_model.arguments(STUDY, Path("x"))])
+    recipe = {name: str(value) if isinstance(value, Path) else value for name, value in vars(parse()).items()}
+    assert study_protocol.model_recipe(STUDY).items() <= recipe.items() and recipe["out"] == "x/models/tiny_picks"
+
+
+def test_the_model_is_made_before_the_first_run_of_picks_and_not_earlier(tmp_path, fake, monkeypatch):
+    """Runs of sums alone, and those of picks that are all recorded, need none."""
+    made, happened = [], []
+    monkeypatch.setattr(study_model, "make", lambda protocol, out: made.append(out) or write_model(out))
+    monkeypatch.setattr(study_runs.Runner, "all", lambda self, runs: happened.append((runs[0].task, len(made))) or True)
+    monkeypatch.setattr(study, "rates", lambda protocol, records: CHOSEN)
+    records = Records(tmp_path / "study", STUDY)
+
+    def run(*words: str) -> None:
+        arguments = study.parser().parse_args(["run", "--out", str(tmp_path / "out"), *words])
+        tasks = tuple(one for one in STUDY.tasks if arguments.task in (None, one[0]))
+        study.run(replace(STUDY, tasks=tasks), records, arguments)
+
+    run("--task", "sums")
+    run()
+    assert happened == [("sums", 0)] * 4 + [("picks", 1)] * 2
+    for one in (*study_protocol.choosing(STUDY), *study_protocol.reporting(STUDY, CHOSEN)):
+        if one.task == "picks":
+            record(records, one, {30: 0.5, 40: 0.5}, model="elsewhere")
+    run()
+    assert len(made) == 1
+    assert len(study_model.others(records, tmp_path / "out")) == 8 + 9
 
 
 # ------------------------------------------------------------------------------------------------------------- the task
