@@ -22,7 +22,7 @@ import study_model
 import study_report
 from study_claims import choices
 from study_protocol import CHOOSE, OUT, QUICK, STUDY, Protocol, Run, choosing, command, reporting
-from study_records import FAILED, Records, measured, other_rates
+from study_records import FAILED, Records, measured, refuse_other_rates
 from study_runs import ROOT, Book, Progress, Runner, Stopped, expected
 
 RESULTS = ROOT / "docs" / "results"
@@ -90,10 +90,7 @@ def rates(protocol: Protocol, records: Records) -> Mapping[tuple[str, str], floa
             f"no rate can be chosen for {', '.join(none)}: a run of theirs has no accuracy at the steps that decide; "
             f"see {records.folder}, mend it and remove its record and its folder"
         )
-    if other := other_rates(records, chosen):
-        raise ValueError(
-            f"{', '.join(other)}: another rate than the chosen one; move it away, and the run is made again"
-        )
+    refuse_other_rates(records, chosen)
     return chosen
 
 

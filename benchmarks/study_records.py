@@ -183,10 +183,17 @@ def measured(records: Records) -> Runs:
     return found
 
 
-def other_rates(records: Records, chosen: Mapping[tuple[str, str], float | None]) -> list[str]:
-    """The reported runs, as files, whose rate is not that of their arm. chosen: by (task, arm), None where there is none yet."""
-    return [
+def refuse_other_rates(records: Records, chosen: Mapping[tuple[str, str], float | None]) -> None:
+    """Raises ValueError, with the files, for reported runs at another rate than that of their arm.
+
+    chosen: by (task, arm), None where there is none yet.
+    """
+    other = [
         str(records.path(run))
         for run, _ in records.all()
         if run.stage != CHOOSE and chosen.get((run.task, ARMS[run.arm].rate_of)) not in (None, run.rate)
     ]
+    if other:
+        raise ValueError(
+            f"{', '.join(other)}: another rate than the chosen one; move it away, and the run is made again"
+        )

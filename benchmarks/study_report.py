@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from study_claims import NOT_RUN, Claim, better_grpo, choices, claims, differences, interval, pairs, verdict
 from study_protocol import ARMS, CHOOSE, REPORT, Protocol, Run, choosing, reporting
-from study_records import FAILED, Records, Runs, key, measured, other_rates
+from study_records import FAILED, Records, Runs, key, measured, refuse_other_rates
 
 from srpo_recipe.records.results import write_results
 
@@ -22,10 +22,7 @@ def write(records: Records, results: Path) -> None:
     """
     protocol, runs, kept = records.protocol, measured(records), records.all()
     chosen = choices(runs, protocol)
-    if other := other_rates(records, {place: one["chosen"] for place, one in chosen.items()}):
-        raise ValueError(
-            f"{', '.join(other)}: another rate than the chosen one; move it away, and the run is made again"
-        )
+    refuse_other_rates(records, {place: one["chosen"] for place, one in chosen.items()})
     more = source(kept, protocol)
     seeds = sorted({seed for _, plan in protocol.tasks for seed in plan.seeds})
     rows = choice_rows(chosen, protocol)
@@ -40,9 +37,8 @@ def write(records: Records, results: Path) -> None:
     write_results(results / "study_runs.json", about, head, run_rows(runs, chosen, protocol), seeds, COMMAND, **more)
     both = zip(claims(protocol, "grpo1"), claims(protocol, "grpo4"), strict=True)
     made = all(chosen.get(("sums", arm), {}).get("chosen") for arm in ("grpo1", "grpo4"))
-    waiting = {
-        one.name for one, other in both if one.arms != other.arms and not made
-    }  # for the choice of the better GRPO
+    # For the choice of the better GRPO.
+    waiting = {one.name for one, other in both if one.arms != other.arms and not made}
     about = "The study's claims: means of paired differences with the middle 95 % of all draws of seeds"
     rows = [claim_row(claim, runs, protocol, claim.name in waiting) for claim in claims(protocol, better_grpo(chosen))]
     head = ["claim", "number", "task", "value (95 % interval)", "runs", "seeds", "verdict"]
