@@ -40,12 +40,17 @@ def verdicts(keys: list[str], share: float) -> list[float]:
     groups: dict[str, list[int]] = {}
     for row, key in enumerate(keys):
         groups.setdefault(key.split("_")[0], []).append(row)
-    failed = round(share * len(keys))
     found = [1.0] * len(keys)
-    for place, rows in enumerate(groups.values()):
-        for row in rows[: failed // len(groups) + (place < failed % len(groups))]:
+    for rows, failed in zip(groups.values(), failures(share, len(keys), len(groups)), strict=True):
+        for row in rows[:failed]:
             found[row] = 0.0
     return found
+
+
+def failures(share: float, rows: int, groups: int) -> list[int]:
+    """How many rows of each group fail, so that the share of all does."""
+    failed = round(share * rows)
+    return [failed // groups + (place < failed % groups) for place in range(groups)]
 
 
 def replayed(payload: dict, step: Step) -> dict:

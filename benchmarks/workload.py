@@ -4,6 +4,7 @@ The tokenizer has one word for every id, so that text and ids have the same leng
 weights are random: what a step costs does not depend on what the model knows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +59,10 @@ def write_model(folder: Path, size: Size, seed: int) -> None:
     build_tokenizer(size.vocabulary).save_pretrained(folder)
 
 
-def write_prompts(file: Path, rows: int, tokens: int, vocabulary: int, seed: int) -> None:
-    """Prompts of exactly `tokens` tokens, chat template included, in verl's parquet format."""
+def write_prompts(
+    file: Path, rows: int, tokens: int, vocabulary: int, seed: int, truths: Sequence[object] | None = None
+) -> None:
+    """Prompts of exactly `tokens` tokens, chat template included, in verl's parquet format. truths: a ground truth for each."""
     generator = torch.Generator().manual_seed(seed)
     words = torch.randint(len(SPECIAL), vocabulary, (rows, tokens - 3), generator=generator).tolist()
     pandas.DataFrame(
@@ -67,7 +70,7 @@ def write_prompts(file: Path, rows: int, tokens: int, vocabulary: int, seed: int
             "data_source": "benchmark",
             "prompt": [[{"role": "user", "content": " ".join(f"w{word}" for word in row)}] for row in words],
             "ability": "none",
-            "reward_model": [{"style": "rule", "ground_truth": ""}] * rows,
+            "reward_model": [{"style": "rule", "ground_truth": str(truth)} for truth in truths or [""] * rows],
             "extra_info": [{"index": index} for index in range(rows)],
         }
     ).to_parquet(file)
