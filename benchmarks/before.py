@@ -18,12 +18,12 @@ import tempfile
 from pathlib import Path
 from statistics import mean, median
 
-from environment import environment, spread
+from environment import environment, said, spread
 
 from srpo_recipe.records.results import write_results
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMIT = "7c3fb12"
+COMMIT, STEPS = "7c3fb12", 20
 # part of a step -> verl's timer
 TIMERS = {
     "rollouts": "gen",
@@ -112,13 +112,8 @@ def by_part(steps: list[dict]) -> dict[str, float]:
 
 def write_table(row: dict, file: Path) -> None:
     """The table of docs/performance.md as a file of results."""
-    total = {
-        key: f"{one['median']:.3g} ({one['min']:.3g} to {one['max']:.3g})"
-        for key, one in row.items()
-        if "median" in str(one)
-    }
-    old = [row["before"], total["seconds_before"], *row["parts_before"].values(), row["response_before"], 1.0]
-    new = ["this", total["seconds"], *row["parts"].values(), row["response"], total["ratio"]]
+    old = [row["before"], said(row["seconds_before"]), *row["parts_before"].values(), row["response_before"], 1.0]
+    new = ["this", said(row["seconds"]), *row["parts"].values(), row["response"], said(row["ratio"])]
     columns = ["commit", "seconds", *row["parts"], "tokens of a response", "ratio"]
     write_results(file, "The quickstart's step beside another commit's, seconds by part", columns, [old, new], [42])
 
@@ -126,7 +121,7 @@ def write_table(row: dict, file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commit", default=COMMIT, help="to compare with (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, help="of each run (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each run (default: %(default)s)")
     parser.add_argument("--hardware", default="cpu")
     parser.add_argument("--results", type=Path, help="a file of results to write")
     args = parser.parse_args()

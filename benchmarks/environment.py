@@ -26,3 +26,8 @@ def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
     """Median, least, most."""
     found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
     return {name: round(value, digits) for name, value in found.items()}
+
+
+def said(figure: dict[str, float]) -> str:
+    """A spread in three digits, as a cell of a table: median (least to most)."""
+    return f"{figure['median']:.3g} ({figure['min']:.3g} to {figure['max']:.3g})"

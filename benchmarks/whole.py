@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from environment import spread
+from environment import said, spread
 from replay import failures
 from runs import HERE, Setting, overrides, program, run
 from verdicts import times
@@ -184,7 +184,7 @@ def write_table(rows: list[dict], file: Path) -> None:
     lines = []
     for row in rows:
         figures = [row[key] for key in ("seconds", "ratio_to_stock", "ratio_without_waiting")]
-        total, *ratios = [f"{one['median']:.3g} ({one['min']:.3g} to {one['max']:.3g})" for one in figures]
+        total, *ratios = map(said, figures)
         cells = [f"{row['parts'][part]:.2f}" for part in shown]
         rest = f"{sum(row['parts'][part] for part in SMALL):.2f}"
         lines.append([label(row), total, *cells, rest, *ratios])
