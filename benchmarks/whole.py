@@ -72,19 +72,7 @@ def train(method: str, plan: Sequence[float], name: str, setting: Setting, folde
     rows, prompts, answers = setting.prompts * setting.rollouts, folder / f"{name}.parquet", folder / f"{name}_verdicts"
     truths = [failed for share in plan for failed in failures(share, rows, setting.prompts)]
     write_prompts(prompts, len(truths), setting.prompt, setting.size.vocabulary, 0, truths)
-    given = [
-        *overrides(setting, folder, hardware),
-        f"data.train_files={prompts}",
-        f"data.val_files={prompts}",
-        "data.shuffle=false",
-        f"reward.custom_reward_function.path={HERE}/verdicts.py",
-        "reward.custom_reward_function.name=verdict",
-        f"+reward.custom_reward_function.reward_kwargs.folder={answers}",
-        f"trainer.save_freq={len(plan)}",
-        "trainer.logger=[file,tensorboard]",
-    ]
-    if method == "stock":  # the limits on a reward function are the recipe's
-        given.append("srpo.verifier.limits=false")
+    given = [*overrides(setting, folder, hardware), *asked(method, prompts, answers, len(plan))]
     metrics = run([*program(method), *given], name, len(plan), folder)
     stamps = logged(folder / f"{name}_events")
     found = []
@@ -95,11 +83,27 @@ def train(method: str, plan: Sequence[float], name: str, setting: Setting, folde
             raise RuntimeError(
                 f"{name}, step {number + 1}: responses of {lengths} tokens instead of {setting.response}"
             )
-        asked = range(number * setting.prompts, (number + 1) * setting.prompts)
-        verified = times(answers, asked, setting.rollouts)
+        mine = range(number * setting.prompts, (number + 1) * setting.prompts)
+        verified = times(answers, mine, setting.rollouts)
         step = parts(values, stamps[number - 1], stamps[number], verified)
         found.append({**step, "teacher rows": values.get("teacher/rows_routed", 0)})
     return found
+
+
+def asked(method: str, prompts: Path, answers: Path, steps: int) -> list[str]:
+    """Hydra overrides beside those of every benchmark of the step. answers: the folder that the verdicts are left in."""
+    given = [
+        f"data.train_files={prompts}",
+        f"data.val_files={prompts}",
+        "data.shuffle=false",
+        f"reward.custom_reward_function.path={HERE}/verdicts.py",
+        "reward.custom_reward_function.name=verdict",
+        f"+reward.custom_reward_function.reward_kwargs.folder={answers}",
+        f"trainer.save_freq={steps}",
+        "trainer.logger=[file,tensorboard]",
+    ]
+    # the limits on a reward function are the recipe's
+    return [*given, "srpo.verifier.limits=false"] if method == "stock" else given
 
 
 def logged(events: Path) -> list[float]:

@@ -14,8 +14,12 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import before  # noqa: E402
 import replay  # noqa: E402
 import whole  # noqa: E402
-from runs import Setting  # noqa: E402
+from runs import Setting, overrides, replayed  # noqa: E402
 from verdicts import times, verdict  # noqa: E402
+
+from srpo_recipe.settings.compose import compose_config  # noqa: E402
+from srpo_recipe.settings.rules import check  # noqa: E402
+from srpo_recipe.verify.rewards import RewardPool  # noqa: E402
 
 VALUES = {
     "timing_s/gen": 5.0,
@@ -41,6 +45,27 @@ def test_so_many_rollouts_of_a_prompt_fail_whichever_process_verifies_them(tmp_p
         times(tmp_path, range(7, 8), 9)
     with pytest.raises(RuntimeError, match="6: 0 verdicts for 8 rollouts"):
         times(tmp_path, range(6, 8), 8)
+
+
+def test_a_reward_function_of_ones_own_under_the_limits_leaves_its_times(tmp_path):
+    name = f"{ROOT / 'benchmarks' / 'verdicts.py'}:verdict"
+    with RewardPool(name, {"folder": str(tmp_path)}, time_limit=60.0, processes=2, memory_mb=2048) as pool:
+        row = {"data_source": "benchmark", "solution_str": "w5", "ground_truth": "3", "extra_info": {"index": 7}}
+        found = [future.result(120) for future in [pool.submit(**row) for _ in range(8)]]
+    assert sorted(one["score"] for one in found) == [0.0] * 3 + [1.0] * 5 and {one["failure"] for one in found} == {
+        None
+    }
+    assert times(tmp_path, range(7, 8), 8)
+
+
+@pytest.mark.parametrize("method", ["srpo", "sdpo"])
+def test_what_is_asked_of_a_run_passes_the_check(method, tmp_path):
+    given = [*overrides(Setting(), tmp_path, "cpu"), *whole.asked(method, tmp_path / "p.parquet", tmp_path / "a", 21)]
+    config = compose_config([f"method={method}", "run.name=1_srpo", "trainer.total_training_steps=21", *given])
+    assert check(config)
+    assert not config.skip.rollout_tq.enable and config.actor_rollout_ref.rollout.ignore_eos
+    replaying = compose_config([f"method={method}", *overrides(Setting(), tmp_path, "cpu"), *replayed(tmp_path, 2)])
+    assert check(replaying) and list(replaying.skip.rollout_tq.steps) == [1, 2]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.2, 0.4])
