@@ -59,7 +59,7 @@ KILLED = [
     ("the process in front", "the process in front", SIGKILL, -9, "SIGTERM ended it"),
     ("raylet", "raylet/raylet", SIGKILL, 1, "the raylet, the node's scheduler, died"),
     ("the GCS", "gcs_server", SIGKILL, 1, "the GCS, Ray's table of nodes, processes and actors, died"),
-    ("the trainer", "SRPOTaskRunner", SIGKILL, 1, "the trainer's process died"),
+    ("the trainer", "TaskRunnerV1", SIGKILL, 1, "the trainer's process died"),
     ("an actor worker", "ray::WorkerDict", SIGKILL, 1, "died"),
     ("vLLM's engine", "VLLM::EngineCore", SIGKILL, 1, "died"),
     ("vLLM's server", "ray::ShutServer", SIGKILL, 1, "died"),
