@@ -242,6 +242,7 @@ def several(tmp_path_factory) -> Path:
     return root / "run"
 
 
+@pytest.mark.long
 def test_several_optimiser_steps_a_batch_share_one_teachers_pass(several):
     for line in read_lines(several / "metrics.jsonl"):
         if "route/distill_share" not in line:
@@ -253,11 +254,13 @@ def test_several_optimiser_steps_a_batch_share_one_teachers_pass(several):
         assert line["actor/policy/importance"] == pytest.approx(1.0, abs=1e-3)
 
 
+@pytest.mark.long
 def test_the_newest_checkpoint_is_whole_and_alone(several):
     (kept,) = (several / "checkpoints").glob("global_step_*")
     assert kept.name == "global_step_2" and {path.name for path in kept.iterdir()} >= {"actor", "teacher", "data.pt"}
 
 
+@pytest.mark.long
 def test_a_run_that_only_validates_ends_with_its_accuracy(several):
     summary = json.loads((several.parent / "last_line.json").read_text())
     assert summary["steps"] == 2 and 0.0 <= summary["after"] <= 1.0

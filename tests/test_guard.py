@@ -208,10 +208,16 @@ guard.guarded(command)
 @pytest.mark.parametrize(
     "name, number, status, says",
     [
-        ("gcs_server", signal.SIGKILL, 1, "the GCS, Ray's table of nodes, processes and actors, died: "),
+        pytest.param(
+            "gcs_server",
+            signal.SIGKILL,
+            1,
+            "the GCS, Ray's table of nodes, processes and actors, died: ",
+            marks=pytest.mark.long,
+        ),
         ("raylet/raylet", signal.SIGKILL, 1, "the raylet, the node's scheduler, died: "),
         ("the driver", signal.SIGKILL, 137, "its driver was killed by SIGKILL"),
-        ("the driver", signal.SIGTERM, 143, "SIGTERM ended it"),
+        pytest.param("the driver", signal.SIGTERM, 143, "SIGTERM ended it", marks=pytest.mark.long),
     ],
 )
 def test_of_a_cluster_whose_run_ends_nothing_is_left_within_30_seconds(tmp_path, name, number, status, says):

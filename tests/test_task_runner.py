@@ -32,7 +32,7 @@ def test_it_asks_for_the_head_and_for_no_processor():
     assert options["num_cpus"] == 0 and set(options["resources"]) == {"node:__internal_head__"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_it_starts_on_a_head_that_offers_no_processors():
     """As KubeRay's heads are made, so that no work lands on them."""

@@ -4,14 +4,11 @@ import asyncio
 import concurrent.futures
 import inspect
 import io
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
-import psutil
 import pytest
 from checkpoints import write_checkpoint
 from omegaconf import OmegaConf
@@ -351,40 +348,6 @@ def test_a_standstill_is_reported_with_the_place(fake_ray):
     assert "stands still" in text and "srpo.stall_seconds=0.2" in text and "self.hold.wait" in text
     rollout.hold.set()
     thread.join()
-
-
-# ------------------------------------------------------------------------------------------------------------ for real
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_killed_server_ends_the_run(tmp_path):
-    """SIGKILL of the vLLM server in the middle of training: over within two minutes, clearly, nothing left behind."""
-    command = [sys.executable, "-m", "srpo_recipe.main", f"run.root={tmp_path / 'runs'}", "run.name=killed"]
-    command += ["trainer.total_training_steps=50", "trainer.val_before_train=false", "trainer.test_freq=-1"]
-    command += ["trainer.save_freq=-1"]
-    with open(tmp_path / "log", "w") as log:
-        run = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        metrics = tmp_path / "runs" / "killed" / "metrics.jsonl"
-        until = time.monotonic() + 400
-        while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-            assert run.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()[-3000:]
-            time.sleep(1)
-        family = psutil.Process(run.pid).children(recursive=True)
-        server = next(process for process in family if "ShutServer" in "".join(process.cmdline()))
-        killed = time.monotonic()
-        server.kill()
-        assert run.wait(timeout=150) == 1
-        assert time.monotonic() - killed < 120
-    finally:
-        if run.poll() is None:
-            run.kill()
-    text = (tmp_path / "runs" / "killed" / "failure.txt").read_text()
-    assert "ShutServer" in text or "vLLM server" in text
-    assert text.strip() in (tmp_path / "log").read_text()
-    time.sleep(5)
-    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_disk_that_takes_no_failure_file_hides_no_cause(tmp_path, config, shown, monkeypatch):
