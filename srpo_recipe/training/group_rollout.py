@@ -158,9 +158,11 @@ class GroupWorker(_VerlWorker):
             output.metrics.compute_score = seconds
 
     async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict) -> None:
-        """verl's scoring of a single rollout; kwargs: its row."""
+        """verl's scoring of a single rollout; kwargs: its row. verl scores the last output and is given that alone: it pads
+        several to one length, and then reads a part of the last one, or nothing, where another is longer (naive.py:39).
+        """
         with self._rewards.waits(1):
-            await super()._compute_score(outputs, kwargs)
+            await super()._compute_score(outputs[-1:], kwargs)
         self._take_number(outputs[-1], kwargs)
 
     def _take_number(self, output: AgentLoopOutput, row: dict) -> None:
