@@ -19,7 +19,7 @@ from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
 
 from faults.table import FAULTS  # noqa: E402
-from faults.trial import Fault, Seen, end_what_goes_on  # noqa: E402
+from faults.trial import ONE_RUN, Fault, Seen, end_what_goes_on  # noqa: E402
 from srpo_recipe.records.results import write_results  # noqa: E402
 
 COLUMNS = ["of", "fault", "exit status", "seconds", "steps lost", "processes left", "goes on", "as it should be"]
@@ -55,6 +55,8 @@ def main() -> int:
         return 0
     lines = []
     for number, fault in enumerate(track(wanted, "faults", console=Console(stderr=True))):
+        if fault.kind not in ONE_RUN:
+            end_what_goes_on()
         root = args.out.resolve() / f"{FAULTS.index(fault):02d}"
         seen = tried(fault, root)
         lines.append(line(fault, seen))

@@ -61,7 +61,7 @@ KILLED = [
     ("the GCS", "gcs_server", SIGKILL, 1, "the GCS, Ray's table of nodes, processes and actors, died"),
     ("the trainer", "TaskRunnerV1", SIGKILL, 1, "the trainer's process died"),
     ("an actor worker", "ray::WorkerDict", SIGKILL, 1, "died"),
-    ("vLLM's engine", "VLLM::EngineCore", SIGKILL, 1, "died"),
+    ("vLLM's engine", "VLLM::EngineCore", SIGKILL, 1, "is dead"),
     ("vLLM's server", "ray::ShutServer", SIGKILL, 1, "died"),
     ("an agent-loop worker", "ray::GroupWorker", SIGKILL, 1, "died"),
     ("a reward worker", "ray::RewardLoopWorker", SIGKILL, 1, "died"),
@@ -106,6 +106,7 @@ FAULTS = [
         Fault(f"a reward function {name}", "rewards", _counted(counted), (0,), rewarded(name, counted))
         for name, counted in REWARDS
     ),
+    Fault("a verifier is killed, five times", "rewards", "", (75,), verifier_killed("is slow, but answers")),
     *(Fault(f"the folder is called {name}", "names", "two steps are there", (0,), in_a_place(name)) for name in PLACES),
     Fault(
         "a learning rate at which the weights break",
@@ -124,7 +125,6 @@ FAULTS = [
         Fault(f"{name} is killed", "processes", says, (status,), kill(who, number))
         for name, who, number, status, says in KILLED
     ),
-    Fault("a verifier is killed, five times", "processes", "", (75,), verifier_killed("is slow, but answers")),
     Fault(
         "vLLM's engine stands still",
         "processes",

@@ -75,6 +75,10 @@ def said_of(root: Path, log: str) -> str:
     return log + (failure.read_text(encoding="utf-8", errors="replace") if failure.is_file() else "")
 
 
+# The headings of faults that are tried on one run, by `hurt`.
+ONE_RUN = ("processes", "signals")
+
+
 class _Going:
     """The run that one fault after the other is tried on: each meets what has gone on from the one before.
 
@@ -124,10 +128,11 @@ def _started(root: Path) -> Run:
 
 def end_what_goes_on() -> None:
     """End the run that the last fault has left."""
-    if _Going.run is not None:
-        (_Going.run.root / "run" / "STOP").touch()
-        assert _Going.run.command.wait(timeout=200) == 75, _Going.run.log()[-3000:]
-        shutil.rmtree(_Going.run.root)
+    run, _Going.run = _Going.run, None
+    if run is not None:
+        (run.root / "run" / "STOP").touch()
+        assert run.command.wait(timeout=200) == 75, run.log()[-3000:]
+        shutil.rmtree(run.root)
 
 
 def _in_order(root: Path, least: int, gaps: Collection[int] = ()) -> bool:
