@@ -219,6 +219,8 @@ def test_a_loader_of_the_users_may_do_without_files():
         ("run.stop_file=", "run.stop_file= is empty"),
         ("trainer.default_local_dir=null", "trainer.default_local_dir=null is empty"),
         ("trainer.project_name=2024", "trainer.project_name=2024 is a number"),
+        ("run.root=/tmp/$HOME", "data.train_files=/tmp/$HOME/data/sums/train.parquet would be read as /tmp//"),
+        ("data.val_files=[a.parquet,'$HOME/b.parquet']", "data.val_files=$HOME/b.parquet would be read as /"),
     ],
 )
 def test_a_name_or_place_that_is_none_is_refused(typed, says):

@@ -1,5 +1,8 @@
-"""Where a run writes: run.name is the name of one folder, and the paths are texts that are not empty."""
+"""Where a run reads and writes: run.name is the name of one folder, paths are texts that are not empty, and data files are read
+where they are.
+"""
 
+import os
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -8,6 +11,7 @@ from srpo_recipe.settings.kinds import said
 from srpo_recipe.verify.settings import require
 
 PATHS = ("run.root", "run.dir", "run.stop_file", "trainer.default_local_dir")
+DATA = ("data.train_files", "data.val_files")
 NAMES = ("trainer.project_name", "trainer.experiment_name")
 # Folders that stand beside the runs in run.root.
 TAKEN = ("data", "multirun", "old")
@@ -23,6 +27,15 @@ def check(config: DictConfig) -> None:
             f"{key}={'null' if value is None else ''} is empty: give it a value, or leave it out",
         )
         require(isinstance(value, str), f"{said(key, value)} is {_what(value)} and no text: quote it, '{key}=\"...\"'")
+    for key in DATA:
+        files = OmegaConf.select(config, key)
+        for path in [files] if isinstance(files, str) else files:
+            # datasets/utils/file_utils.py:87, by which verl reads the rows
+            require(
+                os.path.expandvars(path) == path,
+                f"{key}={path} would be read as {os.path.expandvars(path)}: use a folder (run.root for generated data) "
+                "without $NAME in it",
+            )
     name = config.run.name
     wrong = "is not the name of one folder in run.root"
     require("/" not in name, f"run.name={name} {wrong}: leave the / out, and set run.root for another place")

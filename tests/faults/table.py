@@ -90,7 +90,7 @@ OPTIONS = [
     ("the target", "srpo.target", "target"),
     ("the advantage", "srpo.advantage", "advantage"),
 ]
-PLACES = ("a folder with spaces", 'with "quotes" in it', "Läufe für später", "$HOME and `ls`")
+PLACES = ("a folder with spaces", 'with "quotes" in it', "Läufe für später", "`ls` and $(ls)", "100 % {of} 'it'")
 
 FRONT = "the process in front"
 
@@ -108,6 +108,7 @@ FAULTS = [
     ),
     Fault("a verifier is killed, five times", "rewards", "", (75,), verifier_killed("is slow, but answers")),
     *(Fault(f"the folder is called {name}", "names", "two steps are there", (0,), in_a_place(name)) for name in PLACES),
+    Fault("the folder is called $HOME", "names", "without $NAME in it", (1,), in_a_place("$HOME")),
     Fault(
         "a learning rate at which the weights break",
         "numbers",
