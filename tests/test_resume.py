@@ -55,7 +55,14 @@ def cut_shard(path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:50])
 
 
+def link_to_nowhere(path: Path) -> None:
+    shard = path / "actor" / "model_world_size_1_rank_0.pt"
+    shard.unlink()
+    shard.symlink_to(path / "moved" / "away")
+
+
 BROKEN = {
+    "a link to nowhere": (link_to_nowhere, "names step 6: .*actor/model_world_size_1_rank_0.pt is missing"),
     "a folder that is not there": (remove, "names step 6: .*global_step_6 is not there"),
     "a cut shard": (cut_shard, "names step 6: .*actor/model_world_size_1_rank_0.pt has 50 bytes instead of"),
     "no teacher": (

@@ -28,11 +28,9 @@ def open_to_others(folder: Path, top: Path) -> str | None:
     """
     for path in (*_ways(folder, top), *_all_in(folder)):
         try:
-            found = path.lstat()
-        except FileNotFoundError:
-            continue
-        if stat.S_ISLNK(found.st_mode):
             found = path.stat()
+        except OSError:  # gone, or a link to nowhere: what cannot be read is told by the manifest
+            continue
         if found.st_uid not in (ROOT, os.geteuid()):
             return f"{path} belongs to {_user(found.st_uid)}"
         if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
