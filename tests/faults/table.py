@@ -129,7 +129,7 @@ FAULTS = [
     Fault(
         "vLLM's engine stands still",
         "processes",
-        "VLLM",
+        "srpo.stall_seconds",
         (1,),
         kill("VLLM::EngineCore", SIGSTOP, limit=240),
     ),
