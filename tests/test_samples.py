@@ -55,6 +55,15 @@ def test_surrogate_pairs_are_put_together(tmp_path):
     assert read["prompt"] == "\U0001f600\ufffd"
 
 
+def test_a_text_without_surrogates_is_not_made_again_and_numbers_are_not_looked_at(tmp_path):
+    text = "caf\u00e9 \U0001f600" * 3
+    assert samples.clean(text) is text
+    numbers = np.array([-0.5, -1.0, -2.0, math.inf], dtype=np.float32)
+    given = row(0, log_prob=numbers, counted=np.array([True, False, True, True]))
+    (read,) = samples.read(samples.write(tmp_path, 1, samples.TRAIN, [given]))
+    assert read["log_prob"] == numbers.tolist() and read["counted"] == [True, False, True, True]
+
+
 def test_the_files_of_a_run_by_step(tmp_path):
     for step, split in ((10, samples.HELD_OUT), (2, samples.TRAIN), (10, samples.TRAIN), (0, samples.HELD_OUT)):
         samples.write(tmp_path, step, split, [row(0)])

@@ -100,6 +100,15 @@ def test_parts_that_make_no_character_are_shown_as_such():
     assert len(TokenTexts(Bytes()).pieces([255] * 3000)) == 3000
 
 
+def test_every_word_is_decoded_once():
+    tokenizer = Bytes()
+    texts, decode, asked = TokenTexts(tokenizer), tokenizer.decode, []
+    tokenizer.decode = lambda ids, **options: asked.append(list(ids)) or decode(ids, **options)
+    assert texts.words([[65, 66], [66, 300]] * 500) == [["A", "B"], ["B", " word"]] * 500
+    assert sorted(ids[-1] for ids in asked if len(ids) > 1) == [65, 66, 300]
+    assert texts.words([]) == []
+
+
 def test_a_word_keeps_the_space_before_it():
     assert TokenTexts(Bytes()).pieces([300, 65, 300]) == [" word", "A", " word"]
 

@@ -40,6 +40,9 @@ WORDS = ("student_words", "teacher_words")
 WORD_LOG_PROBS = ("student_word_log_probs", "teacher_word_log_probs")
 SHOWN_WORDS = 5
 
+# Columns whose texts come from outside.
+_TEXTS = ("prompt", "response", "verdict", "teacher_prompt", "token", *WORDS)
+
 _FILE = re.compile(r"step_(\d+)(_held_out)?\.parquet")
 
 
@@ -90,7 +93,8 @@ def write(run: str | Path, step: int, split: str, rows: Iterable[Mapping[str, An
     def whole(row: Mapping[str, Any]) -> dict[str, Any]:
         if unknown := sorted(set(row) - known):
             raise KeyError(f"a sample has no column {', '.join(unknown)}")
-        return {name: clean(value) for name, value in row.items()} | {"step": step, "split": split}
+        cleaned = {name: clean(row[name]) for name in _TEXTS if name in row}
+        return {**row, **cleaned, "step": step, "split": split}
 
     return write_parquet(place(run, step, split), map(whole, rows), schema())
 
@@ -127,7 +131,11 @@ def forget_after(run: str | Path, step: int) -> None:
 def clean(value: Any) -> Any:
     """A text or lists of texts with every lone surrogate, which no file can hold, replaced by U+FFFD."""
     if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return value
     return [clean(one) for one in value] if isinstance(value, list) else value
 
 

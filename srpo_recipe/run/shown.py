@@ -68,12 +68,12 @@ def _rollout(decision: Decision, row: int, info: Mapping[str, Any], texts: Token
 
 
 def _tokens(seen: Mapping[str, np.ndarray], texts: TokenTexts) -> dict[str, Any]:
-    """What was seen of a rollout's tokens, under the names of the columns, the words as text."""
-    found = {name: values.tolist() for name, values in seen.items()}
-    for words, ids in (("student_words", "student_ids"), ("teacher_words", "teacher_ids")):
-        if ids in found:
-            found[words] = [[texts.word(token) for token in liked] for liked in found.pop(ids)]
-    return found
+    """What was seen of a rollout's tokens, under the names of the columns, the words as text. A number a token stays an array,
+    which goes into a file several times as fast as a list.
+    """
+    ids = {"student_ids": "student_words", "teacher_ids": "teacher_words"}
+    found = {name: values if values.ndim == 1 else values.tolist() for name, values in seen.items() if name not in ids}
+    return found | {words: texts.words(seen[name].tolist()) for name, words in ids.items() if name in seen}
 
 
 def held_out_rows(

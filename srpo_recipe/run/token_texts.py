@@ -31,6 +31,12 @@ class TokenTexts:
             self.known[token] = text[len(alone) :] if text.startswith(alone) else self.text([token])
         return self.known[token]
 
+    def words(self, liked: Sequence[Sequence[int]]) -> list[list[str]]:
+        """`word` of each of some tokens [R, K]; a step shows millions of them, and most are known."""
+        for token in {token for some in liked for token in some} - self.known.keys():
+            self.word(token)
+        return [[self.known[token] for token in some] for some in liked]
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The texts of a response's tokens. A character that several tokens make stands at the last of them; the others are
         empty.
