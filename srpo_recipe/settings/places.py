@@ -29,7 +29,7 @@ def check(config: DictConfig) -> None:
         require(isinstance(value, str), f"{said(key, value)} is {_what(value)} and no text: quote it, '{key}=\"...\"'")
     for key in DATA:
         files = OmegaConf.select(config, key)
-        for path in [files] if isinstance(files, str) else files:
+        for path in [files] if isinstance(files, str) else files or ():
             # datasets/utils/file_utils.py:87, by which verl reads the rows
             require(
                 os.path.expandvars(path) == path,
