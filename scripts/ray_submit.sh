@@ -27,7 +27,14 @@ job=(env SRPO_USE_RAY_ADDRESS=1 "SRPO_VENV=$(realpath -s "$venv")" bash "$PWD/sc
 command=("$venv/bin/ray" job submit "--address=$address" ${options[@]+"${options[@]}"} -- "${job[@]}")
 if [ -z "${dry_run:-}" ]; then
     wait_for_head "$address"
-    exec "${command[@]}"
+    errors=$(mktemp)
+    trap 'rm -f "$errors"' EXIT
+    # The head may answer before its agent is there, which takes the job.
+    until "${command[@]}" 2> >(tee "$errors" >&2); do
+        grep -q "No available agent to submit job" "$errors" && ((SECONDS < ${SRPO_HEAD_SECONDS:-60})) || exit 1
+        echo "[ray_submit] the head has no agent yet that takes a job: trying again"
+    done
+    exit
 fi
 show "${command[@]}"
 exec bash scripts/train.sh --dry-run "$@"

@@ -150,7 +150,6 @@ def test_the_wait_names_what_came_and_what_did_not(nodes):
     assert f"came: none\ncame with fewer GPUs: {HEAD} (1)\n" in text
 
 
-@pytest.mark.long
 def test_a_job_whose_nodes_do_not_come_fails_with_their_number(nodes, tmp_path):
     status, output = nodes.submit(*SETTINGS, "trainer.nnodes=2", f"run.root={tmp_path}", "run.wait_seconds=3")
     assert status == 1, output
