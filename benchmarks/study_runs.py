@@ -179,8 +179,8 @@ class Runner:
         self.progress.end(run, place, how, entry["seconds"])
 
     def _said(self, log: Sequence[str]) -> str:
-        """The last line of a log, without the places of this machine."""
-        last = log[-1] if log else ""
+        """The line of a log that names the cause, or its last one, without the places of this machine."""
+        last = next((line for line in reversed(log) if line.startswith("The run ended: ")), log[-1] if log else "")
         for place, shown in ((self.book.out, OUT), (ROOT, "."), (Path.home(), "~")):
             last = last.replace(str(place), str(shown))
         return last[:200]

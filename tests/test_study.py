@@ -386,7 +386,7 @@ def fake(monkeypatch):
         done = f"mkdir -p {folder}; echo begun >> {folder}/starts; "
         summary = f"echo '{{\"steps\": {run.steps}}}' > {folder}/summary.json"
         if run.seed == 7:  # fails always
-            return ["bash", "-c", done + f"echo it broke in {folder.parent}; exit 3"]
+            return ["bash", "-c", done + f"echo The run ended: it broke in {folder.parent}; echo more; exit 3"]
         if run.seed == 8:  # fails once
             return ["bash", "-c", done + f"[ $(wc -l < {folder}/starts) -ge 2 ] && {summary} || exit 1"]
         return ["bash", "-c", done + (f"sleep {run.rate}; " if run.rate >= 1 else "") + summary]
@@ -418,12 +418,14 @@ def test_runs_end_once_are_tried_twice_and_stay_failed(tmp_path, fake, capsys):
     assert [starts(run, out) for run in runs] == [1, 2, 2]
     kept = [first.records.find(run) for run in runs]
     assert [one["status"] for one in kept] == [ENDED, FAILED, ENDED] and [one["attempts"] for one in kept] == [1, 2, 2]
-    assert (kept[1]["exit"], kept[1]["said"]) == (3, "it broke in outputs/study/report-sums")
+    assert (kept[1]["exit"], kept[1]["said"]) == (3, "The run ended: it broke in outputs/study/report-sums")
     assert str(tmp_path) not in json.dumps(kept) and all(one["commit"] and one["machine"] for one in kept)
     assert json.loads((out / "manifest.json").read_text())["runs"][study_records.key(runs[1])]["log"]
     printed = capsys.readouterr().out
     assert "run 1 of 3, report-sums/srpo-lr0.0001-seed1: begun" in printed
-    assert re.search(r"seed7: FAILED \(3: it broke .*\) after \d+ s; \d runs are left, about 0.0 hours", printed)
+    assert re.search(
+        r"seed7: FAILED \(3: The run ended: it broke .*\) after \d+ s; \d runs are left, about 0.0 hours", printed
+    )
     again = runner(tmp_path, runs)
     assert again.all(runs) and [starts(run, out) for run in runs] == [1, 2, 2]  # left alone
     assert runner(tmp_path, runs, retry=True).all(runs) and [starts(run, out) for run in runs] == [1, 4, 2]
