@@ -107,7 +107,7 @@ class Progress:
             guess = expected(run, self.protocol)
             self.left, self.expected = self.left - 1, self.expected - guess
             self.took, self.guessed = self.took + seconds, self.guessed + guess
-        self.say(f"{place}: {how} after {seconds:.0f} s; {self.left} runs are left, about {self.hours():.1f} hours")
+        self.say(f"{place}: {how} after {seconds:.0f} s; {self.left} left, about {self.hours():.1f} hours")
 
     def hours(self) -> float:
         return self.expected * (self.took / self.guessed if self.guessed else 1.0) / self.at_a_time / 3600

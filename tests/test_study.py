@@ -424,7 +424,7 @@ def test_runs_end_once_are_tried_twice_and_stay_failed(tmp_path, fake, capsys):
     printed = capsys.readouterr().out
     assert "run 1 of 3, report-sums/srpo-lr0.0001-seed1: begun" in printed
     assert re.search(
-        r"seed7: FAILED \(3: The run ended: it broke .*\) after \d+ s; \d runs are left, about 0.0 hours", printed
+        r"seed7: FAILED \(3: The run ended: it broke .*\) after \d+ s; \d left, about 0.0 hours", printed
     )
     again = runner(tmp_path, runs)
     assert again.all(runs) and [starts(run, out) for run in runs] == [1, 2, 2]  # left alone

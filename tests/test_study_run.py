@@ -52,7 +52,7 @@ def test_the_small_protocol_goes_on_without_its_folder_to_its_tables_and_then_do
 
     printed = study("run")
     assert f"{len(before)} of 8 runs have their record" in printed and "all runs are at their end" in printed
-    assert "0 runs are left" in printed and len(list(out.rglob("metrics.jsonl"))) == 8 - len(before)
+    assert "0 left, about" in printed and len(list(out.rglob("metrics.jsonl"))) == 8 - len(before)
     after = records()
     assert before.items() <= after.items() and len(after) == 8
     assert {json.loads(text)["status"] for text in after.values()} == {"ended"}
