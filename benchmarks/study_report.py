@@ -36,7 +36,7 @@ def write(records: Records, results: Path) -> None:
     about = "The study's reported runs: means over the seeds that are in; accuracies on the test problems in %"
     write_results(results / "study_runs.json", about, head, run_rows(runs, chosen, protocol), seeds, COMMAND, **more)
     both = zip(claims(protocol, "grpo1"), claims(protocol, "grpo4"), strict=True)
-    made = all(chosen.get(("sums", arm), {}).get("chosen") for arm in ("grpo1", "grpo4"))
+    made = all(one["chosen"] for place, one in chosen.items() if place in (("sums", "grpo1"), ("sums", "grpo4")))
     # For the choice of the better GRPO.
     waiting = {one.name for one, other in both if one.arms != other.arms and not made}
     about = "The study's claims: means of paired differences with the middle 95 % of all draws of seeds"
