@@ -423,9 +423,7 @@ def test_runs_end_once_are_tried_twice_and_stay_failed(tmp_path, fake, capsys):
     assert json.loads((out / "manifest.json").read_text())["runs"][study_records.key(runs[1])]["log"]
     printed = capsys.readouterr().out
     assert "run 1 of 3, report-sums/srpo-lr0.0001-seed1: begun" in printed
-    assert re.search(
-        r"seed7: FAILED \(3: The run ended: it broke .*\) after \d+ s; \d left, about 0.0 hours", printed
-    )
+    assert re.search(r"seed7: FAILED \(3: The run ended: it broke .*\) after \d+ s; \d left, about 0.0 hours", printed)
     again = runner(tmp_path, runs)
     assert again.all(runs) and [starts(run, out) for run in runs] == [1, 2, 2]  # left alone
     assert runner(tmp_path, runs, retry=True).all(runs) and [starts(run, out) for run in runs] == [1, 4, 2]
