@@ -152,6 +152,20 @@ def test_killed_idle_processes_are_replaced(pool, whom):
         gone(workers)
 
 
+def test_a_call_that_was_not_begun_goes_to_another_worker(pool):
+    """A worker that stands still when it is asked has begun nothing: its end is not the call's doing."""
+    pool.submit("work", "").result(60)
+    server = psutil.Process(pool._processes._server.pid)
+    idle = server.children()
+    for worker in idle:
+        worker.suspend()
+    pending = [pool.submit("work", "") for _ in idle]
+    time.sleep(0.2)
+    for worker in idle:
+        worker.kill()
+    assert [future.result(60).failure for future in pending] == [None] * len(idle)
+
+
 def test_a_server_that_stands_still_is_replaced(monkeypatch):
     monkeypatch.setattr(client, "SILENT_SECONDS", 2.0)
     monkeypatch.setattr(client, "END_SECONDS", 0.5)

@@ -11,7 +11,9 @@ START_SECONDS = 300.0  # for a worker to import the user's module
 
 
 class Worker:
-    """call: the number of the call that it makes. deadline: when that, or its start, has to be over."""
+    """call: the number of the call that it has, and the call. began: whether it has read that. deadline: when that, or its
+    start, has to be over.
+    """
 
     def __init__(self, opener: str, arguments: list, memory_mb: int, folder: str | None):
         calls_in, self.calls = os.pipe()
@@ -27,13 +29,14 @@ class Worker:
             os.set_blocking(file, False)
         self.deadline = time.monotonic() + START_SECONDS
         self.ready = False
-        self.call: int | None = None
+        self.call: tuple[int, bytes] | None = None
+        self.began = False
         self.unsent = b""
         self.heard = bytearray()
         self.prints = True
 
     def ask(self, call: int, line: bytes, time_limit: float) -> None:
-        self.call, self.unsent = call, line + b"\n"
+        self.call, self.began, self.unsent = (call, line), False, line + b"\n"
         self.deadline = time.monotonic() + time_limit
 
     def send(self) -> None:

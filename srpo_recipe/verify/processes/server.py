@@ -93,10 +93,8 @@ class Server:
                 worker.send()
             if worker.output in ready:
                 self._pass_on(worker)
-            if worker.answers in ready:
+            if worker.answers in ready or family.has_ended(worker.pid):
                 self._read_answers(worker)
-            elif family.has_ended(worker.pid):
-                self._lost(worker, None)
             elif time.monotonic() >= worker.deadline:
                 self._overdue(worker)
         self._hand_out()
@@ -130,7 +128,10 @@ class Server:
             self.workers.append(Worker(*self.opening))
 
     def _read_answers(self, worker: Worker) -> None:
-        data = os.read(worker.answers, _CHUNK)
+        try:
+            data = os.read(worker.answers, _CHUNK)
+        except BlockingIOError:  # it has ended, and its children hold the pipe open
+            data = b""
         worker.heard += data
         if len(worker.heard) > 2 * LONGEST_ANSWER:
             return self._lost(worker, "the answer has no end")
@@ -138,21 +139,28 @@ class Server:
             return self._lost(worker, None)
         if b"\n" not in data:
             return None
-        line, _, worker.heard = worker.heard.partition(b"\n")
-        try:
-            answer = json.loads(line)
-            assert isinstance(answer, dict)
-        except (ValueError, AssertionError):
-            return self._lost(worker, "the answer is no JSON: did the function write to a file that is not its own?")
-        return self._take(worker, answer)
+        *lines, worker.heard = worker.heard.split(b"\n")
+        for line in lines:
+            try:
+                answer = json.loads(line)
+                assert isinstance(answer, dict)
+            except (ValueError, AssertionError):
+                return self._lost(worker, "the answer is no JSON: did the function write to a file of another's?")
+            self._take(worker, answer)
+            if worker not in self.workers:
+                break
+        return None
 
     def _take(self, worker: Worker, answer: dict[str, Any]) -> None:
+        if "began" in answer:
+            worker.began = True
+            return None
         if not worker.ready:
             if "error" in answer:
                 return self._lost(worker, answer["error"])
             worker.ready, self.failed_starts = True, 0
         elif worker.call is not None:
-            number, worker.call = worker.call, None
+            (number, _), worker.call = worker.call, None
             given = {"result": answer["result"]} if "result" in answer else crash(str(answer.get("error")))
             self._answer(number, given)
         worker.deadline = float("inf")
@@ -163,22 +171,26 @@ class Server:
     def _overdue(self, worker: Worker) -> None:
         if not worker.ready:
             return self._lost(worker, f"its process was not ready within {START_SECONDS:.0f} s")
-        number = worker.call
+        assert worker.call is not None
+        number, _ = worker.call
         self._drop(worker)
-        assert number is not None
         return self._answer(number, {"failure": "timeout", "error": f"no answer within {self.time_limit:g} s"})
 
     def _lost(self, worker: Worker, cause: str | None) -> None:
-        """A worker that ended by itself, or has to. cause: None where its wait status tells it."""
-        number, ready, deadline = worker.call, worker.ready, time.monotonic() + _MOMENT
+        """A worker that ended by itself, or has to. cause: None where its wait status tells it. One that was killed before it had
+        begun its call leaves it to another.
+        """
+        ready, deadline = worker.ready, time.monotonic() + _MOMENT
         while cause is None and not family.has_ended(worker.pid):  # it closes its pipes a moment before
             if time.monotonic() > deadline:
                 cause = "its process closed the pipe that its answer belongs in"
             time.sleep(0.01)
         status = self._drop(worker)
+        if worker.call is not None and not worker.began and cause is None and os.WIFSIGNALED(status):
+            return self.waiting.appendleft(worker.call)
         cause = cause or death(status)
-        if number is not None:
-            self._answer(number, crash(cause))
+        if worker.call is not None:
+            self._answer(worker.call[0], crash(cause))
         elif not ready:
             self.failed_starts += 1
             while self.failed_starts >= MOST_STARTS and self.waiting:

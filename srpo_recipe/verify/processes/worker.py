@@ -1,5 +1,5 @@
 """A process that makes one call after the other. It reads a line for each, JSON of the arguments, and writes a line of JSON:
-{"result": ...} or {"error": text}, with "last" where it must not be asked again.
+{"began": true} as it has read the call, then {"result": ...} or {"error": text}, with "last" where it must not be asked again.
 """
 
 import json
@@ -56,6 +56,7 @@ def work(
         me, kept, threads = os.getpid(), family.children(), threading.active_count()
         with open(calls, "rb", closefd=False) as lines:
             for number, line in enumerate(lines, start=1):
+                _say(answers, {"began": True})
                 answer = _call(function, line, folder is not None)
                 if os.getpid() != me:  # a fork of the call's own, which came back here as well
                     break
