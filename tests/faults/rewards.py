@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from faults.trial import Fault, Seen, lives_on, start
 from srpo_recipe.records.metrics_file import read_lines
 
-# What a response of an odd number of characters meets; the others are judged.
+# What every second response meets, told by its bytes; the others are judged.
 BAD = """
 import math, os, sys, time
 from srpo_recipe.starter.sums import verify
 
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
-    if len(solution_str) % 2 and solution_str != ground_truth:
+    if sum(solution_str.encode()) % 2 and solution_str != ground_truth:
         {body}
     return verify(solution_str, ground_truth)
 """
