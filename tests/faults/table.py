@@ -80,7 +80,6 @@ REWARDS = [
     ("raises", "reward/crashes"),
     ("writes 20 MB to the screen", None),
     ("takes 50 GB", "reward/crashes"),
-    ("returns not-a-number", "reward/crashes"),
     ("returns a text", "reward/crashes"),
     ("says of all that they are right", None),
 ]
@@ -105,6 +104,13 @@ FAULTS = [
     *(
         Fault(f"a reward function {name}", "rewards", _counted(counted), (0,), rewarded(name, counted))
         for name, counted in REWARDS
+    ),
+    Fault(
+        "a reward function returns not-a-number",
+        "rewards",
+        "rewards of step 1 are no finite numbers",
+        (1,),
+        rewarded("returns not-a-number", None),
     ),
     Fault("a verifier is killed, five times", "rewards", "", (75,), verifier_killed("is slow, but answers")),
     *(Fault(f"the folder is called {name}", "names", "two steps are there", (0,), in_a_place(name)) for name in PLACES),
