@@ -221,6 +221,10 @@ METHODS = {
     "verl.workers.rollout.vllm_rollout.vllm_rollout:ServerAdapter.resume": "self tags",
     "verl.workers.rollout.replica:RolloutReplicaRegistry.register": "name loader",
     "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer.run_server": "self args",
+    "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer.collective_rpc": (
+        "self method timeout args kwargs"
+    ),
+    "vllm.v1.engine.async_llm:AsyncLLM.is_sleeping": "self",
     "verl.plugin.platform:PlatformRegistry.register": "platform",
     "verl.plugin.platform:PlatformRegistry.get": "name",
     "verl.utils.tracking:Tracking.log": "self data step backend",

@@ -16,9 +16,10 @@ from ray.core.generated import common_pb2
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from srpo_recipe.run.screen import Screen
-from srpo_recipe.training.watch import actors, driver, logs, sync_watch
+from srpo_recipe.training.watch import actors, driver, engine_watch, logs, sync_watch
 from srpo_recipe.training.watch.actors import Server, answers, dead_actors, engine_error
 from srpo_recipe.training.watch.driver import ended_clearly
+from srpo_recipe.training.watch.engine_watch import EngineWatch
 from srpo_recipe.training.watch.logs import last_words
 from srpo_recipe.training.watch.report import DIED, advice, compose, first_error, plain, raised
 from srpo_recipe.training.watch.sync_watch import SyncWatch
@@ -348,6 +349,62 @@ def test_a_standstill_is_reported_with_the_place(fake_ray):
     assert "stands still" in text and "srpo.stall_seconds=0.2" in text and "self.hold.wait" in text
     rollout.hold.set()
     thread.join()
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """(answers: whether it gives any; the reports; how often it was asked), and a watch that looks every 10 ms."""
+    monkeypatch.setattr(engine_watch, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(engine_watch, "ASK_SECONDS", 0.01)
+    found = SimpleNamespace(answers=True, reports=[], asked=0)
+    monkeypatch.setattr(engine_watch, "report", found.reports.append)
+
+    async def ask():
+        found.asked += 1
+        if found.answers is None:
+            raise RuntimeError("the engine is dead")
+        while not found.answers:
+            await asyncio.sleep(0.01)
+
+    def stop():
+        raise SystemExit
+
+    found.watch = EngineWatch(ask, 0.2, "vLLM server 3", stop)
+    return found
+
+
+def watched(engine, seconds):
+    """Whether the watch still looks after so many seconds."""
+
+    async def run():
+        task = asyncio.create_task(engine.watch.run())
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+        return not done
+
+    try:
+        return asyncio.run(run())
+    except SystemExit:
+        return False
+
+
+def test_an_engine_that_stands_still_ends_the_run(engine):
+    assert watched(engine, 0.5) and engine.asked > 5 and not engine.reports
+    engine.answers = False
+    assert not watched(engine, 2.0)
+    (text,) = engine.reports
+    assert text.startswith("The run ended: vLLM server 3 stands still") and "srpo.stall_seconds=0.2" in text
+
+
+def test_an_engine_that_is_held_by_a_sync_need_not_answer(engine):
+    engine.answers = False
+    with engine.watch.held():
+        assert watched(engine, 0.5) and not engine.reports
+    assert not watched(engine, 2.0) and len(engine.reports) == 1
+
+
+def test_a_dead_engine_is_left_to_the_trainer(engine):
+    engine.answers = None
+    assert not watched(engine, 0.5) and not engine.reports
 
 
 def test_a_disk_that_takes_no_failure_file_hides_no_cause(tmp_path, config, shown, monkeypatch):

@@ -2,14 +2,17 @@
 same, on the node's address, where it would answer whoever asks.
 """
 
+import asyncio
 import logging
 import secrets
+from contextlib import nullcontext
 
 import ray
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
 from srpo_recipe.training.network import confine
+from srpo_recipe.training.watch.engine_watch import EngineWatch
 
 # What the import of verl's server takes along puts the root logger at ERROR, and every warning of the process would be lost.
 logging.getLogger().setLevel(logging.WARNING)
@@ -46,6 +49,18 @@ class ShutServer(vLLMHttpServer):
     def __init__(self, *args, **kwargs):
         confine()
         super().__init__(*args, **kwargs)
+        self.engine_watch: EngineWatch | None = None
+
+    async def watch_engine(self, stall_seconds: float, name: str) -> None:
+        """End the run where the engine stands still so long. Asked for by the trainer, of every server."""
+        if getattr(self, "engine", None) is not None:  # a node of a larger replica has none of its own
+            self.engine_watch = EngineWatch(self.engine.is_sleeping, stall_seconds, name)
+            self.watching = asyncio.create_task(self.engine_watch.run())
+
+    async def collective_rpc(self, *args, **kwargs):
+        """verl's, by which weights arrive: the engine answers nothing else meanwhile."""
+        with self.engine_watch.held() if self.engine_watch else nullcontext():
+            return await super().collective_rpc(*args, **kwargs)
 
     async def run_server(self, args) -> None:
         args.api_key = [secrets.token_urlsafe(32)]
