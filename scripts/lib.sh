@@ -27,14 +27,15 @@ ray_token() {
     "$venv/bin/python" -m srpo_recipe.run.ray_token || fail "see above"
 }
 
-# ray start, in the foreground. A machine without an accelerator offers slots in its place: SRPO_RANKS of them.
+# ray start, in the foreground. A machine without an accelerator offers slots in its place: SRPO_RANKS of them. The node's agent
+# takes a free port: at Ray's fixed one a second Ray on the machine has no agent, and a head without one takes no job.
 ray_start() {
     local environment slots=()
     environment=$("$venv/bin/python" -m srpo_recipe.run.cluster environment) || fail "srpo_recipe does not load"
     eval "$environment"
     if [ "${VERL_PLATFORM:-}" = cpu ]; then slots=("--num-gpus=${SRPO_RANKS:-1}" --num-cpus=16); fi
-    set -- "$venv/bin/ray" start --block ${slots[@]+"${slots[@]}"} "$@"
-    if [ -z "${dry_run:-}" ]; then exec "$@"; fi
+    set -- "$venv/bin/ray" start --block --dashboard-agent-listen-port=0 ${slots[@]+"${slots[@]}"} "$@"
+    if [ -z "${dry_run:-}" ]; then exec "$venv/bin/python" -m srpo_recipe.run.node "$@"; fi
     show "$@"
     "$venv/bin/python" -m srpo_recipe.run.dry_run --versions
 }

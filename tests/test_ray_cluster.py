@@ -4,13 +4,16 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import urllib.error
 import urllib.request
+from contextlib import closing, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from cluster_runs import ROOT, SETTINGS, environment, steps, until
@@ -78,11 +81,21 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
-    """A head that is alone, until a test lets the other node join."""
+    """A head that is alone, until a test lets the other node join, on a machine where the port of Ray's agents is taken."""
     found = Nodes(tmp_path_factory.mktemp("ray"))
-    found.head()
-    yield found
-    found.stop()
+    with closing(taken(52365)):
+        found.head()
+        yield found
+        found.stop()
+
+
+def taken(port: int) -> socket.socket:
+    """Listens on loopback, unless somebody else does."""
+    listener = socket.socket()
+    with suppress(OSError):
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+    return listener
 
 
 def status(server: Listener, path: str) -> int:
@@ -209,13 +222,21 @@ def test_a_job_on_two_nodes_stops_on_request_and_goes_on(nodes, tmp_path):
 
 
 def test_ctrl_c_ends_a_node_and_what_it_started(nodes):
-    """Last: the cluster is gone afterwards."""
-    import psutil
-
+    """The cluster is gone afterwards."""
     head = nodes.started[HEAD]
-    children = psutil.Process(head.pid).children(recursive=True)
-    assert {"raylet", "gcs_server"} <= {child.name() for child in children}
-    head.send_signal(signal.SIGINT)
-    head.wait(timeout=60)
+    assert {"raylet", "gcs_server"} <= {child.name() for child in psutil.Process(head.pid).children(recursive=True)}
+    ends_whole(head, signal.SIGINT)
+
+
+def test_a_node_whose_head_is_gone_leaves_nothing(nodes):
+    """Last. Ray's agent there used to live on: it wants to tell the head why its raylet ended."""
+    ends_whole(nodes.started[OTHER], signal.SIGTERM)
+
+
+def ends_whole(node: subprocess.Popen, number: int) -> None:
+    children = psutil.Process(node.pid).children(recursive=True)
+    assert children
+    node.send_signal(number)
+    node.wait(timeout=60)
     gone, alive = psutil.wait_procs(children, timeout=30)
     assert not alive, [child.cmdline() for child in alive]
