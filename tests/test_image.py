@@ -1,7 +1,7 @@
 """scripts/image.sh, which builds the images and runs what they hold without Docker.
 
-The quick tests put a stand-in in buildah's place. Those marked long build and run for real, about half an hour on two cores: they want
-root, Debian's buildah, debootstrap and iproute2, and 15 GB. `bash scripts/test.sh -m long tests/test_image.py`
+The quick tests put a stand-in in buildah's place. Those marked long build and run for real; they want root, Debian's buildah,
+debootstrap and iproute2: `bash scripts/test.sh -m long tests/test_image.py`
 """
 
 import copy
@@ -25,7 +25,8 @@ PROGRAMS = ("buildah", "debootstrap", "ip")
 LACKS = [program for program in PROGRAMS if shutil.which(program) is None]
 
 root = pytest.mark.skipif(
-    subprocess.run(["unshare", "--mount", "--pid", "--fork", "--mount-proc", "true"], capture_output=True).returncode != 0,
+    subprocess.run(["unshare", "--mount", "--pid", "--fork", "--mount-proc", "true"], capture_output=True).returncode
+    != 0,
     reason="mounts and namespaces want root",
 )
 
