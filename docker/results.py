@@ -47,7 +47,7 @@ def accuracy(lines: list[tuple[int, str]]) -> str:
         if text.startswith('{"method": '):
             summary = json.loads(text)
             before, after = (f"{100 * summary[key]:.1f} %" for key in ("before", "after"))
-            return f"steps: {summary['steps']}, {summary['metric']} from {before} to {after}"
+            return f"steps: {summary['steps']}, held-out accuracy {before} before and {after} after"
     return ""
 
 

@@ -8,7 +8,7 @@
 #     stranger  one step as a user whom the image does not know, with a mounted folder for the outputs
 #     cluster   docker/compose.yaml: each service a host of its own by the kernel's namespaces, and a job over both
 #     gpu       docker/Dockerfile.gpu as far as its first RUN, on the clean Debian
-# WORK is a folder to make, about 15 GB: images, and PART.log with the second before each line. A later call finds the layers
+# WORK is a folder to make, about 6 GB: images, and PART.log with the second before each line. A later call finds the layers
 # of an earlier one there. WORK/results.json is what docs/results/docker.json holds. Mounts and processes end with the script.
 # Environment: MIRROR  a Debian mirror (default: the first one of apt's)
 # PIP_*, folders that these name, *_proxy and the certificates in /usr/local/share/ca-certificates reach the build.

@@ -152,7 +152,7 @@ LOG = """\
    17 s  [1/2] STEP 3/3: RUN bash scripts/install.sh
    17 s  --> Using cache 3ef77d6080ab
    18 s  [2/2] STEP 1/1: RUN bash scripts/quickstart.sh
-  110 s  {"method": "srpo", "steps": 2, "before": 0.4475, "after": 0.5, "metric": "avg@4"}
+  110 s  {"method": "srpo", "steps": 2, "before": 0.4475, "after": 0.5}
   111 s  [2/2] COMMIT srpo-cpu
   119 s  size: 4.6 GB
   120 s  [image] smoke: exit status 0
@@ -164,7 +164,7 @@ def test_seconds_and_what_came_out_are_read_from_a_log(tmp_path):
     (tmp_path / "gpu.log").write_text("    3 s  error: no route\n")
     whole, *steps, gpu = RESULTS["rows"](tmp_path)
     assert whole[0] == "smoke" and whole[2] == 120
-    assert whole[3] == "exit status 0; size: 4.6 GB; steps: 2, avg@4 from 44.8 % to 50.0 %"
+    assert whole[3] == "exit status 0; size: 4.6 GB; steps: 2, held-out accuracy 44.8 % before and 50.0 % after"
     assert steps == [
         ["smoke", "`RUN bash /tmp/system.sh`", 16, None],
         ["smoke", "`RUN bash scripts/quickstart.sh`", 93, None],
@@ -208,7 +208,7 @@ def test_a_part_is_built_and_run(part, work):
         assert commands == ['RUN bash /tmp/system.sh gpu "$SRPO_UID"']
     elif part in ("smoke", "run", "stranger", "cluster"):
         wanted = {"stranger": 1, "cluster": 10}.get(part, 2)
-        assert f"steps: {wanted}, " in result and " from 4" in result, result
+        assert f"steps: {wanted}, held-out accuracy 4" in result, result
     if part == "stranger":
         written = (work / "volumes/stranger/stranger/summary.json").stat()
         assert (written.st_uid, written.st_gid) == (12345, 12345)
