@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What an image needs from Debian 12 or Ubuntu 24.04, as root: packages, the user `srpo`, and the folder /srpo of that user.
-# Both Dockerfiles run it, and so does a root file system without Docker (docker/check_clean_root.sh).
+# Both Dockerfiles run it.
 #
 #   bash docker/system.sh cpu|gpu [UID]      default of the user's id: 1000
 set -euo pipefail

@@ -63,6 +63,9 @@ def script(place: str, *words: str) -> None:
         cell(list(words))
     elif name == "install.sh":
         assert not words or words[0] in ("cpu", "gpu", "auto"), words
+    elif name == "image.sh":
+        parts = "base image smoke run stranger cluster gpu".split()
+        assert words and set(words[1:]) <= set(parts), words
     elif name == "pack_gpu_check.sh":
         assert len(words) <= 1 and all(word.endswith(".tar.gz") for word in words), words
     elif name == "test_faults.sh":

@@ -47,7 +47,7 @@ def test_shellcheck_finds_nothing(script):
 
 
 OWN = [
-    *("compare.sh", "install.sh", "pack_gpu_check.sh", "quickstart.sh", "smollm.sh"),
+    *("compare.sh", "image.sh", "install.sh", "pack_gpu_check.sh", "quickstart.sh", "smollm.sh"),
     *("test.sh", "test_cluster.sh", "test_faults.sh"),
 ]
 
