@@ -107,6 +107,21 @@ class AdapterRun(Run):
         self.student.load_checkpoint(actor_path, None, False)
         self.student.load_teacher(checkpoint.teacher_path(actor_path))
         self.found["loaded"], self.found["actor_path"] = full(self.student.module), actor_path
+        self.without_the_base()
+
+    def without_the_base(self) -> None:
+        """A checkpoint with `save_lora_only`, and what comes out of it: the base has to be there already."""
+        folder = self.folder / f"adapters_alone_{self.world}" / "global_step_2" / "actor"
+        self.student.checkpoint_manager.checkpoint_config = {"save_lora_only": True}
+        self.student.save_checkpoint(str(folder), None, 2)
+        shard = folder / f"model_world_size_{self.world}_rank_{dist.get_rank()}.pt"
+        self.found["saved_alone"] = set(torch.load(shard, weights_only=False))
+        with torch.no_grad():
+            for name, parameter in self.student.module.named_parameters():
+                if ".lora_" in name:
+                    parameter.mul_(0.5)
+        self.student.load_checkpoint(str(folder), None, False)
+        self.found["loaded_alone"] = full(self.student.module)
 
 
 def main() -> None:

@@ -76,6 +76,14 @@ def test_both_adapters_survive_a_checkpoint(runs, world):
         assert torch.equal(found["loaded"][name], value), name
 
 
+@pytest.mark.parametrize("world", WORLDS)
+def test_both_adapters_survive_a_checkpoint_that_leaves_the_base_out(runs, world):
+    found = runs[world]
+    assert found["saved_alone"] == {name for name in found["end"] if ".lora_" in name}
+    for name, value in found["end"].items():
+        assert torch.equal(found["loaded_alone"][name], value), name
+
+
 @pytest.mark.parametrize("weights", export.WEIGHTS)
 @pytest.mark.parametrize("world", WORLDS)
 def test_an_exported_adapter_and_the_exported_model_say_the_same(runs, tmp_path, world, weights):
