@@ -166,6 +166,23 @@ def test_a_call_that_was_not_begun_goes_to_another_worker(pool):
     assert [future.result(60).failure for future in pending] == [None] * len(idle)
 
 
+def test_what_a_killed_pool_has_left_is_removed_by_the_next(monkeypatch, tmp_path):
+    """And nothing that a pool uses, however old it is."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    left, young = tmp_path / "srpo-verify-left", tmp_path / "srpo-verify-young"
+    for folder in (left, young):
+        folder.mkdir()
+    os.utime(left, (1e9, 1e9))
+    with VerifierPool(f"{USERS}:obey", "strict", LIMIT, 1, 0) as first:
+        assert first.submit("work", "").result(60).failure is None
+        (used,) = set(tmp_path.glob("srpo-verify-*")) - {young}
+        os.utime(used, (1e9, 1e9))
+        with VerifierPool(f"{USERS}:obey", "strict", LIMIT, 1, 0) as second:
+            assert second.submit("work", "").result(60).failure is None
+        assert set(tmp_path.glob("srpo-verify-*")) == {young, used}
+    assert set(tmp_path.glob("srpo-verify-*")) == {young}
+
+
 def test_a_server_that_stands_still_is_replaced(monkeypatch):
     monkeypatch.setattr(client, "SILENT_SECONDS", 2.0)
     monkeypatch.setattr(client, "END_SECONDS", 0.5)

@@ -9,7 +9,6 @@ import sys
 
 from srpo_recipe.run.guard import guarded
 
-
 USAGE = "usage: python -m srpo_recipe.run.node COMMAND [ARGUMENTS]    (ends all that COMMAND has started when it ends)"
 
 

@@ -12,13 +12,12 @@ import selectors
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import deque
 from importlib import import_module
 from typing import Any, NoReturn
 
-from srpo_recipe.verify.processes import family
+from srpo_recipe.verify.processes import family, place
 from srpo_recipe.verify.processes.confined import lacking
 from srpo_recipe.verify.processes.handle import START_SECONDS, Worker, death
 from srpo_recipe.verify.processes.worker import LONGEST_ANSWER
@@ -234,7 +233,7 @@ def _folder() -> str:
         print(
             f"[srpo_recipe] this machine cannot keep a verifier from {', '.join(missing)}", file=sys.stderr, flush=True
         )
-    return tempfile.mkdtemp(prefix="srpo-verify-")
+    return place.make()
 
 
 def crash(cause: str) -> dict[str, Any]:
