@@ -76,7 +76,7 @@ def test_a_program_that_is_missing_is_named(tmp_path):
 def test_the_image_is_built_from_the_pinned_dockerfile_on_another_base(stand_in, tmp_path):
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    text = image(tmp_path / "work", "image", "smoke", **stand_in, PIP_FIND_LINKS=f"file://{wheels}", PIP_RETRIES="3")
+    text = image(tmp_path / "images", "image", "smoke", **stand_in, PIP_FIND_LINKS=f"file://{wheels}", PIP_RETRIES="3")
     whole, smoke = [line for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("bud ")]
     base = next(line.split()[1] for line in (DOCKER / "Dockerfile.cpu").read_text().splitlines() if line[:4] == "FROM")
     assert base.startswith("debian:bookworm-") and "@sha256:" in base
@@ -90,26 +90,26 @@ def test_the_image_is_built_from_the_pinned_dockerfile_on_another_base(stand_in,
 
 @root
 def test_the_gpu_image_is_cut_behind_its_first_run(stand_in, tmp_path):
-    text = image(tmp_path / "work", "gpu", **stand_in)
-    start = (tmp_path / "work/Dockerfile.gpu").read_text()
+    text = image(tmp_path / "images", "gpu", **stand_in)
+    start = (tmp_path / "images/Dockerfile.gpu").read_text()
     assert (DOCKER / "Dockerfile.gpu").read_text().startswith(start)
     assert start.endswith('\nRUN bash /tmp/system.sh gpu "$SRPO_UID"\n') and start.count("\nRUN ") == 1
     (call,) = [line for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("bud ")]
-    assert "--build-context nvidia/cuda:" in call and f"--file {tmp_path}/work/Dockerfile.gpu" in call
+    assert "--build-context nvidia/cuda:" in call and f"--file {tmp_path}/images/Dockerfile.gpu" in call
     assert "not tried: what follows. It needs nvidia/cuda:" in text
 
 
 @root
 def test_a_part_that_fails_ends_the_script(stand_in, tmp_path):
-    text = image(tmp_path / "work", "smoke", "gpu", status=1, FAILS="yes", **stand_in)
+    text = image(tmp_path / "images", "smoke", "gpu", status=1, FAILS="yes", **stand_in)
     assert "[image] smoke: exit status 1" in text and "gpu" not in text
-    assert "[image] smoke: exit status 1" in (tmp_path / "work/smoke.log").read_text()
-    assert not (tmp_path / "work/results.json").exists()
+    assert "[image] smoke: exit status 1" in (tmp_path / "images/smoke.log").read_text()
+    assert not (tmp_path / "images/results.json").exists()
 
 
 @root
 def test_a_container_has_no_rights_of_the_administrators(stand_in, tmp_path):
-    image(tmp_path / "work", "run", "stranger", **stand_in)
+    image(tmp_path / "images", "run", "stranger", **stand_in)
     first, other = [line for line in (tmp_path / "calls").read_text().splitlines() if line.startswith("run ")]
     assert first.startswith("run --cap-drop all first -- bash scripts/quickstart.sh ")
     assert "--user 12345:12345 --env HOME=/tmp" in other and ":/srpo/outputs other -- bash" in other

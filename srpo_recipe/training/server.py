@@ -55,7 +55,7 @@ class ShutServer(vLLMHttpServer):
         """End the run where the engine stands still so long. Asked for by the trainer, of every server."""
         if getattr(self, "engine", None) is not None:  # a node of a larger replica has none of its own
             self.engine_watch = EngineWatch(self.engine.is_sleeping, stall_seconds, name)
-            self.watching = asyncio.create_task(self.engine_watch.run())
+            self.watching = asyncio.create_task(self.engine_watch.run())  # asyncio itself keeps no task alive
 
     async def collective_rpc(self, *args, **kwargs):
         """verl's, by which weights arrive: the engine answers nothing else meanwhile."""

@@ -70,7 +70,7 @@ def memory_filled(megabytes: int, limit: float = 120) -> Callable[[Fault, Path],
     def try_it(fault: Fault, root: Path) -> Seen:
         with Run(root, *LONG, before=_small_memory(megabytes)) as run:
             begun = time.monotonic()
-            fill(Path(f"/proc/{run.command.pid}/root/dev/shm"))
+            fill(Path("/proc", str(run.command.pid), "root", "dev", "shm"))
             status, seconds, left = run.end(begun, limit)
         said = said_of(root, run.log())
         whole = checkpoint.newest_whole(root / "run" / "checkpoints", teacher=True) or 0

@@ -40,14 +40,15 @@ class Watchdog:
     """
 
     def __init__(self, llm_server_manager, stall_seconds: float, before_exit: Callable[[], None] = lambda: None):
-        self.servers = [
-            Server(handle, address)
-            for handle, address in zip(
-                llm_server_manager.server_handles, llm_server_manager.server_addresses, strict=True
+        manager = llm_server_manager
+        self.servers = {
+            f"vLLM server {number} ({address})": Server(handle, address)
+            for number, (handle, address) in enumerate(
+                zip(manager.server_handles, manager.server_addresses, strict=True)
             )
-        ]
-        for server, name in zip(self.servers, self._names(), strict=True):
-            server.handle.watch_engine.remote(stall_seconds, name)
+        }
+        asked = [server.handle.watch_engine.remote(stall_seconds, name) for name, server in self.servers.items()]
+        ray.get(asked, timeout=stall_seconds)
         self.stall_seconds, self.before_exit = stall_seconds, before_exit
         self.stage = "start"
         self.lock = threading.Lock()
@@ -99,7 +100,7 @@ class Watchdog:
         for row in dead_actors(actors(actor_state_name="DEAD"), me["Address"]):
             return death_report(row, self.stage)
         with self.lock:
-            for server, name in zip(self.servers, self._names(), strict=True):
+            for name, server in self.servers.items():
                 if error := server.dead(wait):
                     log = server.log()
                     return compose(f"the engine of {name} is dead", self.stage, error, advice(log), log)
@@ -108,9 +109,6 @@ class Watchdog:
                     error = f"No answer over Ray or HTTP for {silent:.0f} s (srpo.stall_seconds={self.stall_seconds})."
                     return compose(f"{name} does not answer", self.stage, error, STALL)
         return None
-
-    def _names(self) -> list[str]:
-        return [f"vLLM server {number} ({server.address})" for number, server in enumerate(self.servers)]
 
     def _watch(self) -> None:
         while not self.over.wait(POLL_SECONDS):
