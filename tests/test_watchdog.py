@@ -367,7 +367,7 @@ def engine(monkeypatch):
             await asyncio.sleep(0.01)
 
     def stop():
-        raise SystemExit
+        raise InterruptedError("the process ends here")
 
     found.watch = EngineWatch(ask, 0.2, "vLLM server 3", stop)
     return found
@@ -379,12 +379,11 @@ def watched(engine, seconds):
     async def run():
         task = asyncio.create_task(engine.watch.run())
         done, _ = await asyncio.wait({task}, timeout=seconds)
+        if done:
+            task.exception()  # one that nobody reads is printed
         return not done
 
-    try:
-        return asyncio.run(run())
-    except SystemExit:
-        return False
+    return asyncio.run(run())
 
 
 def test_an_engine_that_stands_still_ends_the_run(engine):
