@@ -2,10 +2,12 @@
 the command from its processes to its file.
 """
 
+import importlib.metadata
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +180,36 @@ def test_the_quick_checks_pass_on_a_cpu(tmp_path):
     ratios = [one for one in found["rows"] if one["part"] == "step"]
     assert [one["status"] for one in ratios] == [row.MEASURED] * 3
     assert all(f"{one['part']}: {one['check']}" in done.stdout for one in found["rows"])
+
+
+# What a machine with torch has, as importlib's distributions name it.
+BESIDE = "torch numpy filelock typing_extensions setuptools sympy mpmath networkx jinja2 markupsafe fsspec".split()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_the_packed_check_runs_beside_torch_and_numpy_alone(tmp_path):
+    """It needs a package index. The interpreter has no site-packages and sees the unpacked folder, torch and what torch needs."""
+    archive, alone = tmp_path / "gpu_check.tar.gz", tmp_path / "alone"
+    variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    carried = {name: text for name, text in os.environ.items() if name.startswith("PIP_")}
+    target = "{}.{}".format(*sys.version_info)
+    pack = ["bash", str(ROOT / "scripts/pack_gpu_check.sh"), str(archive)]
+    subprocess.run(pack, env={**variables, **carried, "PYTHON": sys.executable, "TARGET": target}, check=True)
+    assert archive.stat().st_size <= 60 * 2**20
+    alone.mkdir()
+    for name in BESIDE:
+        for top in {file.parts[0] for file in importlib.metadata.files(name)} - {"..", "__pycache__"}:
+            (alone / top).symlink_to(Path(importlib.metadata.distribution(name).locate_file(top)))
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path, filter="data")
+    command = [sys._base_executable, "-S", "-m", "srpo_recipe.gpu_check", "--device", "cpu", "--quick"]
+    seen = {**variables, "PYTHONPATH": f"gpu_check{os.pathsep}{alone}"}
+    done = subprocess.run(command, cwd=tmp_path, env=seen, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = json.loads((tmp_path / "gpu_check.json").read_text())["rows"]
+    assert {one["part"] for one in rows if one["status"] == row.PASS} == {"loss", "memory", "engine", "teacher"}
+    assert not [one for one in rows if one["status"] in (row.FAIL, row.NOT_INSTALLED)]
 
 
 def test_a_run_on_a_gpu_has_the_published_shapes():
