@@ -11,7 +11,7 @@ import torch
 from reference import objective as paper
 
 from srpo_recipe.method import teacher_logits
-from srpo_recipe.method.demonstrations import has_correct_sibling, has_success
+from srpo_recipe.method.demonstrations import choose_demonstrations, has_success
 from srpo_recipe.method.dw_sdpo import confidence, divergence, needs_exact_tail
 from srpo_recipe.method.ema import ema_distance, ema_update
 from srpo_recipe.method.grpo import clipped_policy_loss, group_advantages
@@ -116,7 +116,9 @@ class Core:
         ratio_BT = torch.exp(self.old_BT - single(batch.rollout_log_prob_BT))
         self.importance_BT = ratio_BT.clamp(max=settings.importance_cap)
         correct_B, group_B = torch.from_numpy(batch.reward_B >= 0.5), torch.from_numpy(batch.group_B)
-        teacher_B = has_correct_sibling(correct_B, group_B) | (settings.rule == "group")
+        place_B = torch.arange(len(group_B))
+        chosen_B = choose_demonstrations("first", correct_B, group_B, torch.ones_like(place_B), place_B, place_B)
+        teacher_B = (chosen_B >= 0) | (settings.rule == "group")
         self.route = route_samples(settings.rule, correct_B, teacher_B, settings.mix, has_success(correct_B, group_B))
         self.advantage_B = group_advantages(single(batch.reward_B), group_B, settings.normalize_by_std)
         with torch.no_grad():

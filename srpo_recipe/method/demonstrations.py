@@ -14,24 +14,10 @@ Choice = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def has_success(correct_B: Tensor, group_B: Tensor) -> Tensor:
-    """bool [B]: does any rollout of the row's prompt earn the reward? The arguments are those of `has_correct_sibling`."""
-    return torch.isin(group_B, group_B[correct_B.bool()])
-
-
-def has_correct_sibling(correct_B: Tensor, group_B: Tensor, session_B: Tensor | None = None) -> Tensor:
-    """m_i of the paper's section 3.1: does another rollout of the same prompt earn the reward?
-
-    correct_B: bool [B]; group_B: int [B], any label that the rollouts of one prompt share; session_B: int [B], the rollout's
-    number in its group, which rows of one rollout share (default: every row is a rollout). Returns bool [B].
+    """bool [B]: does any rollout of the row's prompt earn the reward? correct_B: bool [B]; group_B: int [B], any label that the
+    rollouts of one prompt share.
     """
-    session_B = torch.arange(len(group_B)) if session_B is None else session_B
-    rollouts_X2, rollout_B = torch.unique(torch.stack([group_B, session_B], dim=-1), dim=0, return_inverse=True)
-    correct_X = torch.zeros(len(rollouts_X2), dtype=torch.long)
-    correct_X[rollout_B[correct_B.bool()]] = 1
-    _, group_X = torch.unique(rollouts_X2[:, 0], return_inverse=True)
-    correct_per_group = torch.zeros(int(group_X.max()) + 1 if len(group_X) else 0, dtype=torch.long)
-    correct_per_group.index_add_(0, group_X, correct_X)
-    return (correct_per_group[group_X] - correct_X > 0)[rollout_B]
+    return torch.isin(group_B, group_B[correct_B.bool()])
 
 
 def choose_demonstrations(
@@ -45,7 +31,7 @@ def choose_demonstrations(
     order_B: place of the rollout inside its group [B], which rows of one rollout share: none is shown itself; seed_B: int [B],
     the row's own seed. Only the row's seed and its candidates enter, in the order of the labels and places, so the order of the
     batch (which balances load, hence correlates with length) changes nothing.
-    Returns int64 [B]: the row of the demonstration, -1 where the row has no correct sibling.
+    Returns int64 [B]: the row of the demonstration, -1 where the row has no correct sibling: m_i of section 3.1 is 0.
     Raises ValueError for an unknown choice.
     """
     if not isinstance(choice, str):
