@@ -5,9 +5,10 @@ float64, however the tokens are cut; and a loss that is not the one that was tol
 import pytest
 import torch
 
-from srpo_recipe.method import dw_sdpo
+from srpo_recipe.method import dw_sdpo, logits
 from srpo_recipe.method.grpo import clipped_policy_loss
 from srpo_recipe.method.student_head import StudentPass
+from srpo_recipe.method.teacher_logits import OutputLayer
 
 torch.set_num_threads(1)
 N, H, V, K, TEMPERATURE = 37, 12, 60, 7, 0.7
@@ -113,6 +114,24 @@ def test_it_is_the_plain_objective(after, bias, rows, chunk_tokens):
     *found, made, _ = case.ours(rows=rows, chunk_tokens=chunk_tokens)
     assert all(close(one, other, 2e-5) for one, other in zip(found, wanted, strict=True))
     assert all(close(one, other, 2e-5) for one, other in zip(made, gradients, strict=True))
+
+
+def test_a_vocabulary_that_is_sliced_gives_the_same(monkeypatch):
+    """Slices of 7 words, the last one shorter: update, and logits of the self-teacher's pass."""
+    case = Case()
+    whole = case.ours()
+    layer = OutputLayer(case.weight_VH.float(), case.bias_V.float())
+    whole_blocks = [logits_CV.clone() for _, logits_CV in layer.blocks(case.hidden_NH.float(), 8)]
+    products = []
+    monkeypatch.setattr(logits, "_SLICE_BYTES", 4 * H * 7)
+    multiply = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, **more: products.append(b.shape[1]) or multiply(a, b, **more))
+    found = case.ours()
+    assert products.count(7) == 8 * 5 and products.count(4) == 5  # five blocks, each of eight slices and a rest
+    for one, other in zip((*found[:3], *found[3]), (*whole[:3], *whole[3]), strict=True):
+        assert close(one, other.double(), 1e-6)
+    for (_, one), other in zip(layer.blocks(case.hidden_NH.float(), 8), whole_blocks, strict=True):
+        assert close(one, other.double(), 1e-6)
 
 
 @pytest.mark.parametrize("rows", [4, 64])

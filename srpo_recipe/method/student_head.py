@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from srpo_recipe.method.logits import Softmax, top_ids
+from srpo_recipe.method.logits import Softmax, project, top_ids
 from srpo_recipe.method.student_logits import piece_gradient, read_piece
 
 # (place among the N tokens, log_prob_C, divergence_C) -> the loss's gradients to both, [C] each
@@ -84,7 +84,7 @@ class StudentPass:
         for start in range(0, len(hidden_NH), rows):
             part = slice(start, min(start + rows, len(hidden_NH)))
             hidden_CH, logits_CV = hidden_NH[part], block_CV[: part.stop - part.start]
-            torch.mm(hidden_CH, weight_VH.t(), out=logits_CV)
+            project(hidden_CH, weight_VH, logits_CV)
             if bias_V is not None:
                 logits_CV += bias_V
             for place_N, place_M in self._places(part):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from srpo_recipe.method.logits import Softmax, Spans, count, pieces
+from srpo_recipe.method.logits import Softmax, Spans, count, pieces, project
 
 # exp() of anything below is 0 in fp32, while 0 times it is still 0, which 0 times -inf is not.
 _LEAST_SHIFTED = -1e4
@@ -120,7 +120,7 @@ class OutputLayer(NamedTuple):
         block_CV = hidden_NH.new_empty((rows, self.weight_VH.shape[0]))
         for start in range(0, max(1, len(hidden_NH)), max(1, rows)):
             place = slice(start, min(start + rows, len(hidden_NH)))
-            logits_CV = torch.mm(hidden_NH[place], self.weight_VH.t(), out=block_CV[: place.stop - place.start])
+            logits_CV = project(hidden_NH[place], self.weight_VH, block_CV[: place.stop - place.start])
             if self.bias_V is not None:
                 logits_CV += self.bias_V
             yield place, self._after(logits_CV)
