@@ -1,18 +1,28 @@
-"""Real runs with LoRA on the CPU, on two ranks: an adapter reaches vLLM, and a resumed run ends bit for bit with the same
-adapters; and with the weights merged for vLLM.
+"""Real runs with LoRA on the CPU, on two ranks: an adapter reaches vLLM, a resumed run ends bit for bit with the same adapters,
+and vLLM loads what is exported of them; and with the weights merged for vLLM.
 """
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from test_end_to_end import STEPS, assert_same, tensors, train
+from transformers import AutoModelForCausalLM
 
+from srpo_recipe import export
+from srpo_recipe.records import checkpoint
 from srpo_recipe.records.metrics_file import read_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
-LORA = ("actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.actor.optim.lr=1e-2")
+RANK, LENGTH = 8, 40
+LORA = (f"actor_rollout_ref.model.lora_rank={RANK}", "actor_rollout_ref.actor.optim.lr=1e-2")
+BASE = Path(checkpoint.__file__).parents[1] / "assets" / "tiny_qwen3"
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +54,26 @@ def test_the_rollouts_follow_the_adapter_and_so_does_the_teacher(run):
     assert before.keys() == after.keys() and all(".lora_" in name and ".teacher." in name for name in after)
     name = next(name for name in after if "lora_B" in name)
     assert not (before[name].to_local() == after[name].to_local()).all()
+
+
+@pytest.mark.parametrize("weights", export.WEIGHTS)
+def test_plain_vllm_loads_an_exported_adapter_and_says_what_the_merged_model_says(run, tmp_path, weights):
+    folder = export.find_weights(run / "checkpoints" / f"global_step_{STEPS}", weights)
+    adapter = export.export_adapter(folder, tmp_path / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(export.export(folder, tmp_path / "merged"), dtype=torch.float32)
+    script = Path(__file__).with_name("adapter_in_vllm.py")
+    command = [sys.executable, str(script), str(BASE), str(adapter), str(RANK), str(LENGTH)]
+    variables = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))
+    found = {name: torch.tensor(values) for name, values in json.loads(line.removeprefix("FOUND ")).items()}
+    ids = torch.arange(4, 4 + LENGTH)
+    with torch.no_grad():
+        log_probs = merged(ids.unsqueeze(0)).logits[0, :-1].log_softmax(-1)
+    expected = log_probs.gather(-1, ids[1:].unsqueeze(-1)).squeeze(-1)
+    assert torch.allclose(found["adapted"], expected, atol=1e-3)
+    assert not torch.allclose(found["plain"], expected, atol=1e-2)
 
 
 @pytest.mark.long
