@@ -15,7 +15,7 @@ from torch import Tensor
 
 Spans = Sequence[tuple[int, int]]
 _BLOCK = 128
-_SLICE_BYTES = 4 * 2**20
+_SLICE_BYTES = 2 * 2**20
 
 
 def project(hidden_CH: Tensor, weight_VH: Tensor, out_CV: Tensor) -> Tensor:
