@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from srpo_recipe.records import adapters, checkpoint, manifest
+from srpo_recipe.records import adapters, checkpoint
 from srpo_recipe.records.files import whole_folder
-from srpo_recipe.records.shards import merge, shard_files
+from srpo_recipe.records.shards import merge
 
 WEIGHTS = ("student", "teacher")
 DTYPES = ("stored", "float32", "bfloat16", "float16")
@@ -111,14 +111,15 @@ def whole_model(folder: Path) -> dict[str, torch.Tensor]:
     return adapters.multiplied_out(base, adapter, meta["lora_alpha"] / meta["r"])
 
 
-def export_adapter(folder: Path, out: Path) -> Path:
+def export_adapter(folder: Path, out: Path, dtype: str = "stored") -> Path:
     """Write the adapter in `folder` as peft saves it.
 
-    Raises FileExistsError when `out` holds anything, ValueError as `adapter_of`.
+    dtype: one of DTYPES. Raises FileExistsError when `out` holds anything, ValueError as `adapter_of` and for damaged files.
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
 
+    adapters.refuse_damaged(folder)
     adapter, meta = adapter_of(folder)
     actor = folder.parent / "actor"
     config = LoraConfig(
@@ -131,7 +132,8 @@ def export_adapter(folder: Path, out: Path) -> Path:
     )
     with whole_folder(out, frozenset()) as partial:
         config.save_pretrained(str(partial))
-        state = {name: value.contiguous() for name, value in adapters.as_peft_saves(adapter).items()}
+        state = _as_type(adapters.as_peft_saves(adapter), dtype)
+        state = {name: value.contiguous() for name, value in state.items()}
         save_file(state, partial / "adapter_model.safetensors", metadata={"format": "pt"})
         for file in _source(folder).iterdir():
             if file.is_file() and file.name not in ("config.json", "generation_config.json"):
@@ -154,14 +156,11 @@ def export(folder: Path, out: Path, dtype: str = "stored") -> Path:
     config, and ValueError as `merge` does, for damaged files and when the weights are not those of that config.
     """
     with whole_folder(out, frozenset()) as partial:
-        files = [str(file) for file in shard_files(folder)]
-        if damaged := [fault for fault in manifest.damage(folder.parent) if any(file in fault for file in files)]:
-            raise ValueError(f"{damaged[0]}: take another checkpoint")
+        adapters.refuse_damaged(folder)
         state = whole_model(folder)
         source = _source(folder)
         config, known = _architecture(source / "config.json")
-        if dtype != "stored":
-            state = {name: value.to(getattr(torch, dtype)) for name, value in state.items()}
+        state = _as_type(state, dtype)
         stored = next(value.dtype for value in state.values() if value.is_floating_point())
         with torch.device("meta"):
             model = known._from_config(config, dtype=stored)
@@ -172,6 +171,10 @@ def export(folder: Path, out: Path, dtype: str = "stored") -> Path:
             if file.is_file() and file.name != "config.json":
                 shutil.copy(file, partial / file.name)
     return out
+
+
+def _as_type(state: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
+    return state if dtype == "stored" else {name: value.to(getattr(torch, dtype)) for name, value in state.items()}
 
 
 def _source(folder: Path) -> Path:
@@ -233,7 +236,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         folder = find_weights(args.checkpoint, args.weights)
-        written = export_adapter(folder, args.out) if args.adapter else export(folder, args.out, args.dtype)
+        written = (export_adapter if args.adapter else export)(folder, args.out, args.dtype)
         print(f"{args.weights} of {folder.parent} -> {written}")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -4,6 +4,7 @@ torchrun groups run tests/adapter_process.py side by side; the tests compare wha
 base and adapters multiply out to.
 """
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,35 @@ def test_an_exported_adapter_and_the_exported_model_say_the_same(runs, tmp_path,
     name = {"student": "default", "teacher": "teacher"}[weights]
     for layer, (_, b) in export.adapter_of(folder)[0].items():
         assert torch.equal(b, runs[world]["end"][f"{layer}.lora_B.{name}.weight"])
+
+
+def test_damage_of_what_an_export_reads_is_found_on_every_way(runs, tmp_path):
+    """The actor's shard, which holds the base and both adapters: student and self-teacher, whole and as an adapter."""
+    from srpo_recipe.records import manifest
+
+    step = tmp_path / "run" / "checkpoints" / "global_step_2"
+    shutil.copytree(Path(runs[1]["actor_path"]).parent, step)
+    manifest.seal(step, 2)
+    shard = step / "actor" / "model_world_size_1_rank_0.pt"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    for weights in export.WEIGHTS:
+        for write in (export.export, export.export_adapter):
+            with pytest.raises(
+                ValueError, match="actor/model_world_size_1_rank_0.pt has other bytes than were written"
+            ):
+                write(export.find_weights(step, weights), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_exported_in_the_type_that_is_asked(runs, tmp_path):
+    from safetensors.torch import load_file
+
+    folder = export.find_weights(Path(runs[1]["actor_path"]).parent, "student")
+    for dtype, wanted in (("stored", torch.float32), ("bfloat16", torch.bfloat16)):
+        state = load_file(export.export_adapter(folder, tmp_path / dtype, dtype) / "adapter_model.safetensors")
+        assert {value.dtype for value in state.values()} == {wanted}
 
 
 def test_an_adapter_is_not_exported_of_full_weights(tmp_path):

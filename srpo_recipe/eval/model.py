@@ -13,7 +13,6 @@ from tqdm import tqdm
 from srpo_recipe import export
 from srpo_recipe.records import adapters
 from srpo_recipe.records.files import sha256
-from srpo_recipe.records.shards import shard_files
 
 # Of a repository on the hub: weights, configuration, tokenizer, chat template.
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -31,10 +30,7 @@ class Model:
         """The files that make up the model, in a fixed order."""
         if self.weights is None:
             return sorted(file for file in self.folder.iterdir() if file.is_file() and not file.name.startswith("."))
-        base = self.folder.parent / "actor"
-        adapted = self.weights == "teacher" and (base / adapters.META).is_file()
-        shards = [*shard_files(self.folder), *(shard_files(base) if adapted else [])]
-        return [*shards, *sorted((self.folder / "huggingface").glob("*.*"))]
+        return [*adapters.shards_of(self.folder), *sorted((self.folder / "huggingface").glob("*.*"))]
 
     def sha256(self) -> str:
         """One digest over the names and contents of the files."""

@@ -9,8 +9,12 @@ A layer with an adapter computes with W + lora_alpha / r B A.
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
+
+from srpo_recipe.records import manifest
+from srpo_recipe.records.shards import shard_files
 
 STUDENT, TEACHER = "default", "teacher"  # verl's name, which is peft's, and ours
 META = "lora_train_meta.json"  # verl's file beside the shards: r and lora_alpha
@@ -84,3 +88,19 @@ def target_modules(adapter: Mapping[str, object], base: Mapping[str, object]) ->
     linear = {name.removesuffix(".weight").removesuffix(".base_layer") for name in base if name.endswith(".weight")}
     same = {layer for layer in linear if layer.rpartition(".")[2] in last}
     return sorted(last if same == set(adapter) else {plain(f"{layer}.")[:-1] for layer in adapter})
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The files that the student or the teacher in `folder` is read from: its shards, and for a teacher that is an adapter the
+    actor's as well, which hold the base.
+    """
+    actor = folder.parent / "actor"
+    based = folder != actor and (actor / META).is_file()
+    return [*shard_files(folder), *(shard_files(actor) if based else [])]
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Raise ValueError where a file of `shards_of` has other bytes than were written."""
+    files = [str(file) for file in shards_of(folder)]
+    if damaged := [fault for fault in manifest.damage(folder.parent) if any(file in fault for file in files)]:
+        raise ValueError(f"{damaged[0]}: take another checkpoint")
