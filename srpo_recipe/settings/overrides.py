@@ -1,5 +1,6 @@
 """What is wrong with an override of the command line, and how to write it: Hydra's own messages name neither key nor quotes."""
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
@@ -70,11 +71,29 @@ def _unknown(overrides: Sequence[str]) -> str | None:
             return f"there is no {key}={value}{near(value, choices[key])} (there are {', '.join(choices[key])})"
     keys = _keys(chosen)
     for override, name, key in others:
+        if re.match(r"srpo\.\w+_options\b", key):
+            if fault := _options(override, key):
+                return fault
+            continue
         if key not in keys and not name.startswith("+") and not key.startswith("hydra") and "/" not in key:
             return f"there is no {key}{near(key, keys | set(choices))}"
         if key in keys and name.startswith("+") and not name.startswith("++"):
             return f"{override}: there is a {key} already, and + is for what is new: leave the + out"
     return None
+
+
+def _options(override: str, key: str) -> str | None:
+    """What is wrong with the numbers of an option (method/options.py): a mapping of names that the schema does not list."""
+    value = OverridesParser.create().parse_overrides([override])[0].value()
+    numbers = value if isinstance(value, dict) else {"": value}
+    section = "srpo." + key.split(".")[1]
+    for name, number in numbers.items():
+        one = ".".join([key, str(name)]) if name else key
+        if one == section:
+            return f"{override}: {section} wants names and numbers: write '+{section}={{NAME: NUMBER}}'"
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            return f"{one}={number}: set it to a number"
+    return None if override.startswith("+") else f"{override}: write {shlex.quote('+' + override)}"
 
 
 def _choices() -> dict[str, list[str]]:
