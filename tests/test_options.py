@@ -1,5 +1,6 @@
 """The table of options: each formula in float64, and the contract that a function of the user's passes through too."""
 
+import inspect
 import json
 import math
 from functools import partial
@@ -137,6 +138,20 @@ def broken(entropy):
     return entropy.no_such()
 def stranger(entropy, surprise):
     return entropy
+def of_length(length):
+    return 1.0 / length[:1].float()
+def hard(entropy):
+    return torch.ones(2, 3)
+def over_rows(gap):
+    return 1.0 + gap.abs().cumsum(0) + gap.abs().sum()
+def unreal(entropy):
+    return entropy + 0j
+def nowhere(entropy):
+    return entropy.to("meta")
+def leaves(entropy):
+    raise SystemExit(0)
+def more(entropy, **others):
+    return entropy
 def rows(correct_B):
     return 1.0 + correct_B.float()
 def route(correct_B, teacher_B):
@@ -185,10 +200,11 @@ def test_a_function_of_the_users_passes_through_at_every_point(mine):
     ]
     assert found["demonstration"].tolist() == [-1, 0, 0, 4, 3, 4]
     assert found["row_weight"].tolist() == [2.0, 1.0, 1.0, 2.0, 2.0, 1.0]
-    assert found["weight"].tolist() == pytest.approx([math.exp(-3 * h) for h in (0.0, 0.5, 2.0, 9.0)])
+    entropy = given["weight"]["entropy"].flatten().tolist()
+    assert found["weight"].flatten().tolist() == pytest.approx([math.exp(-3 * h) for h in entropy])
     middle = (given["target"]["student"].exp() + given["target"]["teacher"].exp()) / 2
     torch.testing.assert_close(found["target"].exp(), middle)
-    assert found["advantage"].tolist() == [0.125, -0.125, 0.0]
+    assert found["advantage"].tolist() == [[0.125] * 3, [-0.125, 0.0, 0.0]]
     assert of_config.formula(settings, "weight").endswith("squared(entropy, beta), power 3")
 
 
@@ -210,7 +226,15 @@ def test_a_file_of_the_users_is_found_from_everywhere_and_run_once(mine, tmp_pat
 @pytest.mark.parametrize(
     "point, name, says",
     [
-        ("weight", "wide", r"gives \(2,\) for entries of the shape \(4,\)"),
+        ("weight", "wide", r"gives \(2,\) for entries of the shape \(2, 3\)"),
+        ("weight", "of_length", r"gives \(1, 3\) for entries of the shape \(2, 3\)"),
+        ("weight", "hard", r"gives \(2, 3\) for entries of the shape \(1, 3\)"),
+        ("weight", "over_rows", "other values for the same tokens beside other rows"),
+        ("advantage", "over_rows", "other values for the same tokens beside other rows"),
+        ("weight", "unreal", "it has to give plain real numbers"),
+        ("weight", "nowhere", "it has to give plain real numbers"),
+        ("weight", "leaves", "cannot be asked for .entropy.: SystemExit: 0"),
+        ("weight", "more", "srpo.weight=.*:more takes others: name its arguments"),
         ("weight", "negative", "not negative"),
         ("weight", "broken", "cannot be asked"),
         ("weight", "stranger", "takes what it wants of entropy, gap, place, length, beta by these names"),
@@ -223,6 +247,11 @@ def test_a_file_of_the_users_is_found_from_everywhere_and_run_once(mine, tmp_pat
 def test_a_function_that_does_not_keep_the_contract_is_refused(mine, point, name, says):
     with pytest.raises(ValueError, match=says):
         of_config.check(SRPOConfig(**{point: mine(name)}))
+
+
+def test_a_function_without_a_signature_is_refused():
+    with pytest.raises(ValueError, match="srpo.weight=torch:exp: Python cannot read its arguments"):
+        of_config.check(SRPOConfig(weight="torch:exp"))
 
 
 def test_no_row_is_shown_itself(mine):
@@ -240,6 +269,10 @@ def test_settings_that_an_option_does_not_take_are_refused():
     [
         (["srpo.route=group", "method.name=mine"], "srpo.teacher.demonstration=random shows one that did not: set it to ref"),
         (["srpo.weight=gated", "srpo.beta=2"], "srpo.beta=2.0 has no effect here (srpo.weight=gated does not ask it)"),
+        (["srpo.weight=gated", "method=srpo_no_dw"], "srpo.beta=0.0 has no effect here (srpo.weight=gated does not ask it): "
+         "choose another method than srpo_no_dw, which sets it"),
+        (["srpo.route=group"], "whose route is srpo: name your own with method.name=NAME"),
+        (["srpo.route=sdpo"], "whose route is srpo: choose method=sdpo, or name your own with method.name=NAME"),
         (["method=sdpo", "srpo.advantage=modulated"], "srpo.advantage=modulated has no effect here (srpo.route=sdpo has no"),
         (["method=grpo", "srpo.target=tempered"], "srpo.target=tempered has no effect here (srpo.route=grpo has no teacher)"),
         (
@@ -261,6 +294,11 @@ def test_options_that_would_do_nothing_are_refused(overrides, says):
     assert says in str(error.value)
 
 
+def test_grpo_with_an_advantage_that_asks_no_teacher_has_none(mine):
+    settings = check(compose_config(["method=grpo", f"srpo.advantage={mine('bounded')}"]))
+    assert not settings.needs_teacher
+
+
 def test_grpo_with_a_modulated_advantage_has_a_teacher():
     settings = check(compose_config(["method=grpo", "srpo.advantage=modulated"]))
     assert settings.needs_teacher and not settings.distils
@@ -276,6 +314,33 @@ def test_the_docs_have_the_table():
     page = (Path(__file__).parents[1] / "docs" / "options.md").read_text()
     rows = [line for line in page.partition("## Five steps of each")[0].splitlines() if line.startswith("| `srpo.")]
     assert rows == [f"| `{POINTS[row.point].key}` | {row.name} | {row.formula} | {row.source} |" for row in TABLE]
+
+
+def test_the_docs_have_the_range_of_every_number():
+    page = (Path(__file__).parents[1] / "docs" / "options.md").read_text()
+    rows = page.partition("| number | of |")[2].partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    found = {
+        (name, option): (default, bounds) for name, options, default, bounds in cells for option in options.split(", ")
+    }
+    wanted = {}
+    for row in TABLE:
+        known = inspect.signature(row.function).parameters.values()
+        numbers = {one.name: one.default for one in known if one.name not in POINTS[row.point].arguments}
+        assert numbers.keys() == row.ranges.keys()
+        for name, default in numbers.items():
+            wanted[name, row.name] = (f"{default:g}", ", ".join(f"{bound:g}" for bound in row.ranges[name]))
+    assert found == wanted
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.point}-{row.name}")
+def test_a_number_outside_its_range_is_refused_with_the_range(row):
+    for name, (low, high) in row.ranges.items():
+        for number in (low, high):
+            of_config.try_option(row, {name: number})
+        for number in (low - 0.5, high + 0.5, math.nan, math.inf):
+            with pytest.raises(ValueError, match=rf"_options.{name}=.*takes a number from {low:g} to {high:g}"):
+                of_config.try_option(row, {name: number})
 
 
 def test_the_docs_have_a_run_of_every_option():

@@ -22,7 +22,7 @@ STATED = {
     "evaluation.md": ["option"],
     "gpu_check.md": ["part"],  # tolerances
     "lora.md": ["key"],
-    "options.md": ["plug point"],
+    "options.md": ["plug point", "number"],  # of which tests/test_options.py reads the second
     "planning.md": [
         "Qwen3 at the paper's lengths, batch 64, `hardware=gpu8`",
         "item",

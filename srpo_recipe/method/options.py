@@ -4,8 +4,8 @@ A plug point takes a name of the table or a function of the user's, `package.mod
 takes what it wants of the point's arguments by their names. The loss knows nothing of it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ POINTS = {
 class Option:
     """A row of the table. name: what a config calls it; point: of POINTS; formula: as the docs and a run's own table show it;
     source: who proposed it; function: of arguments of its point, by name, and numbers with defaults; over_mean: whether token
-    weights are divided by their mean.
+    weights are divided by their mean; ranges: the least and the largest of each of these numbers.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Option:
     source: str
     function: Callable[..., Any]
     over_mean: bool = True
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
 
 
 def _choice(name: str) -> demonstrations.Choice:
@@ -86,13 +87,28 @@ TABLE = (
     Option("alike", "row_weight", "1", THE_PAPER, weights.alike),
     Option("pass_rate", "row_weight", "sqrt(p (1 - p)), over its mean", "arXiv 2605.27765", weights.by_pass_rate),
     Option("confidence", "weight", "exp(-beta H)", "the paper, section 3.2", weights.by_confidence),
-    Option("floored", "weight", "max(exp(-beta H), least)", "arXiv 2605.13255", weights.floored),
     Option(
-        "by_place", "weight", "exp(-beta H) ((t + 1) / T)^power", "arXiv 2605.21606 and 2606.22600", weights.by_place
+        "floored", "weight", "max(exp(-beta H), least)", "arXiv 2605.13255", weights.floored, ranges={"least": (0, 1)}
     ),
-    Option("gated", "weight", "sigmoid(sharpness gap)", "arXiv 2605.15155", weights.gated),
     Option(
-        "fading", "weight", "exp(-beta H) (1 - exp(-abs(gap) / scale))", "guide, then let go", weights.fading, False
+        "by_place",
+        "weight",
+        "exp(-beta H) ((t + 1) / T)^power",
+        "arXiv 2605.21606 and 2606.22600",
+        weights.by_place,
+        ranges={"power": (-4, 4)},
+    ),
+    Option(
+        "gated", "weight", "sigmoid(sharpness gap)", "arXiv 2605.15155", weights.gated, ranges={"sharpness": (0, 1000)}
+    ),
+    Option(
+        "fading",
+        "weight",
+        "exp(-beta H) (1 - exp(-abs(gap) / scale))",
+        "guide, then let go",
+        weights.fading,
+        False,
+        {"scale": (0.001, 1000)},
     ),
     Option("teacher", "target", "T", THE_PAPER, targets.plain),
     Option(
@@ -101,8 +117,16 @@ TABLE = (
         "T^(1 - a) S^a, a = 2 most (sigmoid(sharpness JSD(S, T)) - 1/2)",
         "arXiv 2607.02502",
         targets.tempered,
+        ranges={"sharpness": (0, 1000), "most": (0, 1)},
     ),
-    Option("mixed", "target", "T^(1 - share) Ref^share", "arXiv 2601.20802 and 2607.28582", targets.mixed),
+    Option(
+        "mixed",
+        "target",
+        "T^(1 - share) Ref^share",
+        "arXiv 2601.20802 and 2607.28582",
+        targets.mixed,
+        ranges={"share": (0, 1)},
+    ),
     Option("group_mean", "advantage", "A = r - mean of the group", THE_PAPER, grpo.unchanged),
     Option(
         "modulated",
@@ -110,6 +134,7 @@ TABLE = (
         "A clip(exp(sign(A) gap), least, most)",
         "arXiv 2604.03128 and 2607.18955",
         grpo.modulated,
+        ranges={"least": (0, 1), "most": (1, 100)},
     ),
 )
 

@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Points that are asked for the tokens of rows.
+OF_TOKENS = ("weight", "target", "advantage")
+
 
 def example(point: str) -> dict[str, Any]:
     """Arguments of a few entries. point: of options.POINTS."""
@@ -27,15 +30,35 @@ def example(point: str) -> dict[str, Any]:
         },
         "row_weight": {"correct_B": correct_B, "group_B": group_B, "session_B": session_B},
         "weight": {
-            "entropy": torch.tensor([0.0, 0.5, 2.0, 9.0]),
-            "gap": torch.tensor([0.0, 1.5, -3.0, 0.2]),
-            "place": torch.tensor([0, 1, 2, 0]),
-            "length": torch.tensor([3, 3, 3, 1]),
+            "entropy": torch.tensor([[0.0, 0.5, 2.0], [9.0, 0.0, 0.0]]),
+            "gap": torch.tensor([[0.0, 1.5, -3.0], [0.2, 0.0, 0.0]]),
+            "place": torch.tensor([[0, 1, 2], [0, 1, 2]]),
+            "length": torch.tensor([[3, 3, 3], [1, 1, 1]]),
             "beta": 1.0,
         },
         "target": {"student": bins.flip(0), "teacher": bins, "reference": bins.roll(1, 0)},
-        "advantage": {"advantage": torch.tensor([0.5, -0.5, 0.0]), "gap": torch.tensor([0.1, 2.0, -2.0])},
+        "advantage": {
+            "advantage": torch.tensor([[0.5, 0.5, 0.5], [-0.5, 0.0, 0.0]]),
+            "gap": torch.tensor([[0.1, 2.0, -2.0], [0.3, 0.0, 0.0]]),
+        },
     }[point]
+
+
+def fewer(point: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The first rows of `example`: one, or where rows are routed and weighed a whole group of three."""
+    rows = 1 if point in OF_TOKENS else 3
+    return {name: value[:rows] if isinstance(value, Tensor) else value for name, value in given.items()}
+
+
+def check_alone(point: str, said: str, found: Tensor, alone: Tensor) -> None:
+    """Raise ValueError where the values of a row's tokens are others beside other rows. found, alone: what the function gave for
+    `example` and for `fewer`.
+    """
+    if point in OF_TOKENS and not torch.allclose(found[: len(alone)].double(), alone.double(), rtol=1e-4, atol=1e-6):
+        raise ValueError(
+            f"{said} gives other values for the same tokens beside other rows ({found[: len(alone)].tolist()} and "
+            f"{alone.tolist()}): a batch is cut anywhere, so a row's values are made of that row alone"
+        )
 
 
 def check_result(point: str, said: str, given: dict[str, Any], found: Any) -> None:
@@ -77,3 +100,7 @@ def _check_shape(said: str, shape: torch.Size, found: Any) -> None:
     if not isinstance(found, Tensor) or found.shape != shape:
         told = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"{said} gives {told} for entries of the shape {tuple(shape)}: one value for each")
+    if found.is_complex() or found.layout != torch.strided or found.device.type == "meta":
+        raise ValueError(
+            f"{said} gives {found.dtype}, {found.layout}, on {found.device}: it has to give plain real numbers"
+        )

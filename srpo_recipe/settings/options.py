@@ -1,6 +1,7 @@
 """The functions that a config names for the plug points of method/options.py."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -11,7 +12,7 @@ from srpo_recipe.method import options
 from srpo_recipe.method.decision import Routing
 from srpo_recipe.method.demonstrations import REFERENCE
 from srpo_recipe.method.options import POINTS, Option
-from srpo_recipe.settings.contract import check_result, example
+from srpo_recipe.settings.contract import check_alone, check_result, example, fewer
 from srpo_recipe.settings.read import old_policy
 from srpo_recipe.settings.schema import SRPOConfig
 from srpo_recipe.verify.functions import function_at
@@ -81,7 +82,7 @@ def routing(settings: SRPOConfig, context: int | None) -> Routing:
         seed=settings.seed,
         context=context,
         row_weight=at(settings, "row_weight"),
-        ask_all=takes(settings, "advantage", GAP),
+        ask_all=asks_gap(settings),
     )
 
 
@@ -90,9 +91,14 @@ def takes(settings: SRPOConfig, point: str, argument: str) -> bool:
     return argument in _taken(_option(point, _given(settings, point)[0]))
 
 
+def asks_gap(settings: SRPOConfig) -> bool:
+    """Whether the advantage asks how much likelier a sampled token is to the self-teacher than to who sampled it."""
+    return takes(settings, "advantage", GAP)
+
+
 def needs_gap(settings: SRPOConfig) -> bool:
-    """Whether a weight or an advantage asks how much likelier a sampled token is to the self-teacher than to who sampled it."""
-    return any(takes(settings, point, GAP) for point in ("weight", "advantage"))
+    """Whether the advantage does, or a weight."""
+    return asks_gap(settings) or takes(settings, "weight", GAP)
 
 
 def needs_reference(settings: SRPOConfig) -> bool:
@@ -122,18 +128,31 @@ def try_option(row: Option, numbers: Mapping[str, Any]) -> None:
     """
     point, taken = POINTS[row.point], _taken(row)
     said = f"{point.key}={row.name}"
-    known = [name for name in inspect.signature(row.function).parameters if name not in point.arguments]
+    known = [name for name in _parameters(row) if name not in point.arguments]
     if unknown := [name for name in numbers if name not in known]:
         raise ValueError(f"{point.key}_options.{unknown[0]}: {said} takes {', '.join(known) or 'nothing'}")
+    for name, value in numbers.items():
+        low, high = row.ranges.get(name, (-math.inf, math.inf))
+        require(
+            low <= value <= high and math.isfinite(value),
+            f"{point.key}_options.{name}={value:g}: {said} takes a number from {low:g} to {high:g}",
+        )
     given = example(row.point)
+    found, alone = (_asked(row, said, part, taken, numbers) for part in (given, fewer(row.point, given)))
+    check_alone(row.point, said, found, alone)
+
+
+def _asked(row: Option, said: str, given: dict[str, Any], taken: list[str], numbers: Mapping[str, Any]) -> Any:
+    """What an option gives for a few entries. Raises ValueError where it cannot be asked, or breaks its contract."""
     try:
         found = row.function(**{name: given[name] for name in taken}, **numbers)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"{said} cannot be asked for ({', '.join(taken)}): {type(error).__name__}: {error}. A function there takes what it "
-            f"wants of {', '.join(point.arguments)} by these names, and numbers of its own"
+            f"wants of {', '.join(POINTS[row.point].arguments)} by these names, and numbers of its own"
         ) from error
     check_result(row.point, said, given, found)
+    return found
 
 
 def _given(settings: SRPOConfig, point: str) -> tuple[str, Mapping[str, Any]]:
@@ -152,5 +171,17 @@ def _option(point: str, name: str) -> Option:
 @lru_cache
 def _taken(row: Option) -> list[str]:
     """The arguments of its point that a function asks for."""
-    known = inspect.signature(row.function).parameters
+    known = _parameters(row)
     return [name for name in POINTS[row.point].arguments if name in known]
+
+
+def _parameters(row: Option) -> list[str]:
+    """The names of a function's arguments. Raises ValueError where it has none that can be asked by name."""
+    said = f"{POINTS[row.point].key}={row.name}"
+    try:
+        known = inspect.signature(row.function).parameters.values()
+    except ValueError as error:
+        raise ValueError(f"{said}: Python cannot read its arguments ({error}): write a function around it") from error
+    unnamed = [one.name for one in known if one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    require(not unnamed, f"{said} takes {', '.join(unnamed)}: name its arguments, without * and **")
+    return [one.name for one in known]

@@ -46,8 +46,8 @@ SECTIONS = {
 # The trainers that route, each with verl's own of its kind.
 TRAINER_MODES = ("srpo", "srpo_colocate_async")
 TRAINERS = (
-    "they are the trainers that route; verl's separate_async needs a transfer engine between trainer and rollouts, and swaps its "
-    "weights between optimiser steps, which the teacher's average would follow"
+    f"{' and '.join(TRAINER_MODES)} are the trainers that route; verl's separate_async needs a transfer engine between trainer "
+    "and rollouts, and swaps its weights between optimiser steps, which the teacher's average would follow"
 )
 REFUSALS = (
     Refusal(f"{ROLLOUT}.name", ("vllm",), "the seeded rollouts and the EMA's weights are tried with vLLM alone"),

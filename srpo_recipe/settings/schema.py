@@ -145,7 +145,9 @@ class SRPOConfig:
     @property
     def needs_teacher(self) -> bool:
         """Whether anything asks the self-teacher; GRPO as it is builds no second model."""
-        return self.distils or self.advantage != "group_mean"
+        from srpo_recipe.settings.options import asks_gap  # which reads this schema
+
+        return self.distils or asks_gap(self)
 
     @property
     def distils(self) -> bool:

@@ -68,24 +68,34 @@ def _without_effect(config: DictConfig, keys: tuple[str, ...], read: bool, why: 
     defaults = OmegaConf.create({"srpo": OmegaConf.structured(SRPOConfig)})
     for key in keys:
         value, default = OmegaConf.select(config, key), OmegaConf.select(defaults, key)
-        require(
-            read or value == default, f"{key}={shown(value)} has no effect here ({why}): leave it at {shown(default)}"
-        )
+        name = config.method.name
+        by_method = OmegaConf.select(_method(name) or OmegaConf.create(), key, default=default) != default
+        fix = f"choose another method than {name}, which sets it" if by_method else f"leave it at {shown(default)}"
+        require(read or value == default, f"{key}={shown(value)} has no effect here ({why}): {fix}")
+
+
+def _method(name: Any) -> DictConfig | None:
+    """The file of a method in config/method; None for a method of the user's."""
+    file = files("srpo_recipe_config") / "method" / f"{name}.yaml"
+    if not str(name).isidentifier() or not file.is_file():
+        return None
+    found = OmegaConf.create(file.read_text(encoding="utf-8"))
+    assert isinstance(found, DictConfig)
+    return found
 
 
 def _named_as_it_is(config: DictConfig, settings: SRPOConfig) -> None:
     """method.name of a file in config/method means that file's route."""
-    name = str(config.method.name)
-    file = files("srpo_recipe_config") / "method" / f"{name}.yaml"
-    if not name.isidentifier() or not file.is_file():
-        return  # a method of the user's
-    route = OmegaConf.select(
-        OmegaConf.create(file.read_text(encoding="utf-8")), "srpo.route", default=SRPOConfig().route
-    )
+    name = config.method.name
+    method = _method(name)
+    if method is None:
+        return
+    route = OmegaConf.select(method, "srpo.route", default=SRPOConfig().route)
+    like = f"choose method={settings.route}, or " if _method(settings.route) is not None else ""
     require(
         settings.route == route,
-        f"srpo.route={settings.route} under the name of method={name}, whose route is {route}: choose the method of that "
-        f"route, as method={settings.route}, or name your own with method.name=NAME",
+        f"srpo.route={settings.route} under the name of method={name}, whose route is {route}: {like}name your own with "
+        "method.name=NAME",
     )
 
 

@@ -148,8 +148,8 @@ def update_loss(
 
 def token_weight(srpo: SRPOConfig, view: MicroBatch, entropy_BT: Tensor, gap_BT: Tensor) -> Tensor:
     """w~ [B, T] of the tokens of a batch, before its mean is divided out. entropy_BT, gap_BT: of `Taught`, laid out."""
-    length_B1 = view.length_B.unsqueeze(-1)
-    return at(srpo, "weight")(entropy_BT, gap_BT, view.place_BT, length_B1, srpo.beta)
+    length_BT = view.length_B.unsqueeze(-1).expand_as(view.place_BT)
+    return at(srpo, "weight")(entropy_BT, gap_BT, view.place_BT, length_BT, srpo.beta)
 
 
 def token_gradients(config: ActorConfig, srpo: SRPOConfig, data: TensorDict, taught: Taught) -> Gradients:
@@ -165,7 +165,7 @@ def token_gradients(config: ActorConfig, srpo: SRPOConfig, data: TensorDict, tau
     share_N = torch.ones_like(policy_N)
     if srpo.average == "sequence":  # a token's share of its rollout, and a rollout's of them all
         share_N, totals = share_N / view.mask_BT.sum(-1).clamp(min=1).repeat_interleave(length_B), totals.over_rows()
-    advantage_N = at(srpo, "advantage")(data["advantages"].values(), view.gathered(gap_BT))
+    advantage_N = view.gathered(at(srpo, "advantage")(view.padded("advantages"), gap_BT))
     clip = config.clip_ratio_low, config.clip_ratio_high, config.get("clip_ratio_c", 3.0)
 
     def gradients(place: slice, log_prob_C: Tensor, divergence_C: Tensor) -> tuple[Tensor, Tensor]:
