@@ -1,20 +1,41 @@
 """Which settings of LoRA are taken, and which are refused with the fix."""
 
 import pytest
-from config_files import changed
+from config_files import GROUPS, changed
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from srpo_recipe.settings.compose import compose_config
 from srpo_recipe.settings.describe import describe
+from srpo_recipe.settings.lora import ALONE
 from srpo_recipe.settings.rules import check
 
 MODEL = "actor_rollout_ref.model"
+ACTOR, REF = (f"actor_rollout_ref.{part}.fsdp_config" for part in ("actor", "ref"))
+ROLLOUT = "actor_rollout_ref.rollout"
 LORA = ["hardware=cpu", f"{MODEL}.lora_rank=8"]
+BASE = ("srpo", "sums", "tiny", "cpu", f"{MODEL}.lora_rank=8")
 
 # override -> what the message says; asked beside lora_rank=8
 REFUSED = {
     f"{MODEL}.lora_rank=-1": "set it to a whole number from 1 to 512, or to 0",
     f"{MODEL}.lora_rank=1000": "set it to a whole number from 1 to 512",
-    f"{MODEL}.lora_alpha=0": "set it to a positive number",
+    f"{MODEL}.lora_alpha=0": "set it to a whole number from 1 to 8192",
+    f"{MODEL}.lora_alpha=1e30": "set it to a whole number from 1 to 8192",
+    f"{MODEL}.lora_alpha=1e-300": "set it to a whole number from 1 to 8192",
+    f"{MODEL}.lora_alpha=0.5": "verl writes whole numbers into a checkpoint",
+    f"{MODEL}.lora.merge=null": "set it to true (vLLM gets merged weights) or false (an adapter)",
+    f"{MODEL}.lora.merge=1": "set it to true (vLLM gets merged weights) or false",
+    f"{ALONE}=abc": "set it to true or false",
+    f"{ALONE}=null": "set it to true or false",
+    f"{ROLLOUT}.load_format=dummy": f"set it to auto, or {MODEL}.lora.merge=true: where vLLM is sent adapters it reads the base",
+    f"{REF}.model_dtype=bf16": "has no effect here, since with actor_rollout_ref.model.lora_rank the self-teacher is an adapter",
+    f"{REF}.offload_policy=true": f"leave it at False, and set {ACTOR}.offload_policy if that is what you mean",
+    f"{REF}.seed=7": "leave it at 42",
+    f"{REF}.mixed_precision.param_dtype=bf16": "leave it out, or at fp32 as the actor's",
+    f"{REF}.forward_only=false": "set it to True (the teacher is not trained)",
+    f"{MODEL}.target_modules=7": "set it to a list of names, to an expression for whole names of modules, or to all-linear",
+    f"{MODEL}.target_modules='(q_proj'": "set it to a list of names, to an expression",
+    f"{MODEL}.exclude_modules=7": "set it to a list of names, to an expression for whole names of modules, or to null",
     f"{MODEL}.lora_adapter_path=x": "set it to null",
     f"{MODEL}.lora.rank=8": f"verl's FSDP engine reads {MODEL}.lora_rank",
     f"{MODEL}.lora.alpha=8": "has no effect here: leave it at 32",
@@ -25,10 +46,16 @@ REFUSED = {
 }
 
 
+def adapted(override):
+    """A run with adapters and one override more."""
+    value = OverridesParser.create().parse_overrides([override])[0].value()
+    return changed(override.partition("=")[0].lstrip("+"), value, BASE)
+
+
 @pytest.mark.parametrize("override, says", REFUSED.items(), ids=REFUSED)
 def test_what_an_adapter_cannot_do_is_refused(override, says):
-    with pytest.raises(ValueError) as error:
-        check(compose_config([*LORA, override]))
+    with adapted(override) as config, pytest.raises(ValueError) as error:
+        check(config)
     assert override.partition("=")[0] in str(error.value) and says in str(error.value)
 
 
@@ -63,6 +90,80 @@ def test_every_method_takes_adapters(method, merge):
 )
 def test_vllm_reads_the_base_itself_where_it_is_given_adapters_alone(overrides, wanted):
     assert compose_config(["hardware=cpu", *overrides]).actor_rollout_ref.rollout.load_format == wanted
+
+
+@pytest.mark.parametrize("name", ["auto", "safetensors"])
+def test_vllm_may_be_told_how_to_read_the_base(name):
+    with adapted(f"{ROLLOUT}.load_format={name}") as config:
+        assert check(config)
+
+
+def test_vllm_needs_no_base_where_it_is_sent_merged_weights():
+    with adapted(f"{MODEL}.lora.merge=true") as config:
+        with adapted(f"{ROLLOUT}.load_format=dummy"):
+            assert check(config)
+
+
+@pytest.mark.parametrize(
+    "argument, why",
+    [
+        ("enable_lora=false", f"verl sets it from {MODEL}.lora_rank"),
+        ("enable-lora=false", f"verl sets it from {MODEL}.lora_rank"),
+        ("no-enable-lora=true", f"verl sets it from {MODEL}.lora_rank"),
+        ("max_lora_rank=1", f"verl sets it from {MODEL}.lora_rank"),
+        ("max-lora-rank=1", f"verl sets it from {MODEL}.lora_rank"),
+        ("lora_target_modules=[q_proj]", "vLLM would compute with another adapter than is trained"),
+        ("load_format=dummy", f"set {ROLLOUT}.load_format, which verl reads as well"),
+        ("load-format=dummy", f"set {ROLLOUT}.load_format, which verl reads as well"),
+    ],
+)
+@pytest.mark.parametrize("base", [BASE[:4], BASE], ids=["all weights", "adapter"])
+def test_arguments_of_vllms_own_do_not_change_its_adapter(argument, why, base):
+    """Before, vLLM took them, or verl wrote over them, without a word."""
+    name, _, value = argument.partition("=")
+    key = f"{ROLLOUT}.engine_kwargs.vllm.{name}"
+    with changed(key, value, base) as config, pytest.raises(ValueError) as error:
+        check(config)
+    assert str(error.value).startswith(f"{key}={value} is not supported: leave it out ({why}")
+    with changed(key, None, base) as config:
+        assert check(config)
+
+
+@pytest.mark.parametrize("hardware", GROUPS["hardware"])
+def test_every_hardware_takes_adapters(hardware):
+    """Its own settings of a second model pass: they are the actor's."""
+    assert check(compose_config([f"hardware={hardware}", f"{MODEL}.lora_rank=8"]))
+
+
+def test_settings_of_a_second_model_pass_where_they_are_the_actors():
+    with adapted(f"{ACTOR}.offload_policy=true"), adapted(f"{REF}.offload_policy=true") as config:
+        assert check(config)
+
+
+def test_a_second_model_has_settings_where_there_is_one():
+    with changed(f"{REF}.offload_policy", True, BASE[:4]) as config:
+        assert check(config)
+
+
+def test_checkpoints_of_adapters_alone_need_an_adapter():
+    with changed(ALONE, True, BASE[:4]) as config, pytest.raises(ValueError) as error:
+        check(config)
+    assert str(error.value) == (
+        f"{ALONE}=True has no effect here: leave it at False, and set {MODEL}.lora_rank if that is what you mean"
+    )
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_verl_is_told_which_checkpoints_to_write(value):
+    from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
+    from verl.utils.config import omega_conf_to_dataclass
+
+    with adapted(f"{ALONE}={str(value).lower()}") as config:
+        check(config)
+        actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    manager = BaseCheckpointManager.__new__(BaseCheckpointManager)
+    manager.checkpoint_config = actor.checkpoint
+    assert manager.should_save_lora_only is value
 
 
 @pytest.mark.parametrize("kind, rate", [("ema", 0.05), ("frozen", 0.0), ("current", 1.0)])

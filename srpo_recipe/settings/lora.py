@@ -1,11 +1,20 @@
-"""What a run with LoRA can be told: lora_rank, lora_alpha, target_modules, exclude_modules and lora.merge of the model."""
+"""What a run with LoRA can be told: lora_rank, lora_alpha, target_modules, exclude_modules and lora.merge of the model, and what
+else of verl's config means another thing beside an adapter.
+"""
 
-from omegaconf import DictConfig, OmegaConf
+import re
 
-from srpo_recipe.settings.refusals import ACTOR, MODEL, ROLLOUT, Refusal
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from srpo_recipe.settings.compose import verl_defaults
+from srpo_recipe.settings.kinds import ABSENT, leaves, shown
+from srpo_recipe.settings.refusals import ACTOR, MODEL, REF, ROLLOUT, TEACHER_REFUSALS, Refusal
 from srpo_recipe.verify.settings import require
 
 LARGEST_RANK = 512  # that vLLM takes as an adapter
+# vLLM multiplies B with lora_alpha / lora_rank, in the rollouts' type of numbers (vllm/lora/lora_weights.py, optimize).
+LARGEST_SCALE = 1024
+ALONE = f"{ACTOR}.checkpoint.save_lora_only"
 
 # Asked where there is an adapter.
 REFUSALS = (
@@ -19,6 +28,23 @@ REFUSALS = (
 )
 # Without an effect where there is none.
 OF_ADAPTERS = ("lora_alpha", "target_modules", "target_parameters", "exclude_modules", "lora.merge")
+# Of the self-teacher's settings, those of a second model, which an adapter is not.
+OF_SECOND_MODEL = f"{REF}.fsdp_config"
+TEACHER = tuple(
+    row
+    for row in TEACHER_REFUSALS
+    if not row.key.startswith(f"{OF_SECOND_MODEL}.") or row.key.endswith(".forward_only")
+)
+# Arguments of vLLM, and why none of them may be given; it takes dashes as well as underscores, and no- before a switch.
+OF_VLLM = {
+    **dict.fromkeys(
+        ("enable_lora", "max_loras", "max_lora_rank"), f"verl sets it from {MODEL}.lora_rank and {MODEL}.lora.merge"
+    ),
+    **dict.fromkeys(
+        ("lora_dtype", "lora_modules", "lora_target_modules"), "vLLM would compute with another adapter than is trained"
+    ),
+    "load_format": f"set {ROLLOUT}.load_format, which verl reads as well",
+}
 
 
 def unread(config: DictConfig) -> dict[str, str]:
@@ -30,22 +56,105 @@ def unread(config: DictConfig) -> dict[str, str]:
 
 
 def check(config: DictConfig) -> None:
-    """Raise ValueError, with the fix, for a rank or scale that is none, and for modules that hold the output layer."""
+    """Raise ValueError, with the fix, for a rank or scale that is none, for modules that hold the output layer, and for what
+    would give vLLM another model than the trained one.
+    """
+    _check_rank(config)
+    _check_modules(config)
+    _check_checkpoint(config)
+    _check_vllm(config)
+
+
+def _check_rank(config: DictConfig) -> None:
     model = config.actor_rollout_ref.model
-    rank, alpha = model.lora_rank, model.lora_alpha
-    whole = isinstance(rank, int) and not isinstance(rank, bool)
+    rank, alpha, merge = model.lora_rank, model.lora_alpha, model.lora.get("merge")
     require(
-        whole and 0 <= rank <= LARGEST_RANK,
+        _whole(rank) and 0 <= rank <= LARGEST_RANK,
         f"{MODEL}.lora_rank={rank}: set it to a whole number from 1 to {LARGEST_RANK}, or to 0 to train all weights",
     )
+    if not rank:  # what an adapter's settings say then is looked at by `unread`
+        return
+    largest = LARGEST_SCALE * rank
     require(
-        isinstance(alpha, int | float) and not isinstance(alpha, bool) and alpha > 0,
-        f"{MODEL}.lora_alpha={alpha}: set it to a positive number; an adapter counts lora_alpha / lora_rank times",
+        _whole(alpha) and 1 <= alpha <= largest,
+        f"{MODEL}.lora_alpha={shown(alpha)}: set it to a whole number from 1 to {largest}; an adapter counts "
+        f"lora_alpha / lora_rank times, verl writes whole numbers into a checkpoint, and more than {LARGEST_SCALE} times leaves "
+        "the numbers that vLLM computes with",
     )
-    modules = OmegaConf.to_container(OmegaConf.create({"names": model.target_modules}))
-    assert isinstance(modules, dict)
-    names = modules["names"]
     require(
-        not isinstance(names, list) or not {"lm_head", "embed_out"} & set(names),
+        isinstance(merge, bool),
+        f"{MODEL}.lora.merge={shown(merge)}: set it to true (vLLM gets merged weights) or false (an adapter)",
+    )
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_modules(config: DictConfig) -> None:
+    model = config.actor_rollout_ref.model
+    for name in ("target_modules", "exclude_modules"):
+        modules = OmegaConf.select(model, name, default=None)
+        several = isinstance(modules, ListConfig) and all(isinstance(one, str) for one in modules)
+        require(
+            modules is None or several or (isinstance(modules, str) and _is_expression(modules)),
+            f"{MODEL}.{name}={shown(modules)}: set it to a list of names, to an expression for whole names of modules, or to "
+            + ("all-linear" if name == "target_modules" else "null"),
+        )
+    names = model.target_modules
+    require(
+        not isinstance(names, ListConfig) or not {"lm_head", "embed_out"} & set(names),
         f"{MODEL}.target_modules={names}: leave the output layer out, of which the self-teacher keeps one copy",
     )
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+def _check_checkpoint(config: DictConfig) -> None:
+    alone = OmegaConf.select(config, ALONE, default=False)
+    require(isinstance(alone, bool), f"{ALONE}={shown(alone)}: set it to true or false")
+    require(
+        not alone or config.actor_rollout_ref.model.lora_rank,
+        f"{ALONE}={alone} has no effect here: leave it at False, and set {MODEL}.lora_rank if that is what you mean",
+    )
+
+
+def _check_vllm(config: DictConfig) -> None:
+    model, own = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout.load_format
+    require(
+        own != "dummy" or not model.lora_rank or model.lora.merge,
+        f"{ROLLOUT}.load_format=dummy: set it to auto, or {MODEL}.lora.merge=true: where vLLM is sent adapters it reads the base "
+        "itself, and dummy gives it random numbers to begin with",
+    )
+    for name, value in (OmegaConf.select(config, f"{ROLLOUT}.engine_kwargs.vllm", default=None) or {}).items():
+        why = OF_VLLM.get(str(name).replace("-", "_").removeprefix("no_"))
+        require(
+            value is None or why is None,
+            f"{ROLLOUT}.engine_kwargs.vllm.{name}={shown(value)} is not supported: leave it out ({why})",
+        )
+
+
+def check_second_model(config: DictConfig) -> None:
+    """Of a second model's settings, which a self-teacher that is an adapter has none of, only verl's own value passes, or the
+    actor's: the files in config/hardware set both.
+    """
+    if not config.actor_rollout_ref.model.lora_rank:
+        return
+    default = dict(leaves(OmegaConf.select(verl_defaults(), OF_SECOND_MODEL, default=ABSENT), OF_SECOND_MODEL))
+    for key, value in leaves(OmegaConf.select(config, OF_SECOND_MODEL, default=ABSENT), OF_SECOND_MODEL):
+        actors = OmegaConf.select(config, key.replace(REF, ACTOR, 1), default=ABSENT)
+        fix = f"leave it at {shown(default[key])}" if key in default else "leave it out"
+        same = (
+            "" if actors is ABSENT or actors == default.get(key, ABSENT) else f", or at {shown(actors)} as the actor's"
+        )
+        require(
+            value in (default.get(key, ABSENT), actors),
+            f"{key}={shown(value)} has no effect here, since with {MODEL}.lora_rank the self-teacher is an adapter of the "
+            f"actor's model: {fix}{same}, and set {key.replace(REF, ACTOR, 1)} if that is what you mean",
+        )

@@ -46,7 +46,8 @@ def _check(config: DictConfig) -> SRPOConfig:
     ranges.check(config)
     settings = read(config)
     if settings.needs_teacher:
-        check_table(config, TEACHER_REFUSALS)
+        check_table(config, lora.TEACHER if config.actor_rollout_ref.model.lora_rank else TEACHER_REFUSALS)
+        lora.check_second_model(config)
     if config.actor_rollout_ref.model.lora_rank:
         check_table(config, lora.REFUSALS)
     lora.check(config)
