@@ -251,7 +251,7 @@ NONSENSE = {
     "average": [("row", "choose one of token, sequence")],
     "old_policy": [("rollout", "choose one of auto, update, pass"), (True, "auto, update, pass")],
     "seed": [(-1, "negative")],
-    "chunk_megabytes": [(0, "must be positive")],
+    "chunk_megabytes": [(0, "must be positive"), (1e-9, "set it to at least 0.1"), (0.09, "set it to at least 0.1")],
     "target": [("student", "choose one of teacher, tempered, mixed")],
     "advantage": [("std", "choose one of group_mean, modulated")],
     "weight": [

@@ -1,12 +1,14 @@
 """Values at the edge: each was taken without a word, and is now refused with its key and the fix."""
 
+import re
+
 import pytest
 from config_files import BASE, changed, composed
 from omegaconf import OmegaConf
 
 from srpo_recipe.settings import kinds, unused
 from srpo_recipe.settings.compose import compose_config, verl_defaults
-from srpo_recipe.settings.ranges import LOGGERS, RANGES
+from srpo_recipe.settings.ranges import LOAD_FORMATS, LOGGERS, RANGES
 from srpo_recipe.settings.refusals import ACTOR, REF, ROLLOUT
 from srpo_recipe.settings.required import REQUIRED
 from srpo_recipe.settings.rules import check
@@ -65,6 +67,42 @@ def test_verls_loggers_are_all_known():
     assert set(LOGGERS) == set(Tracking.supported_backend)
 
 
+def test_vllms_ways_to_load_weights_are_all_known():
+    """Read in its file: to import it takes seconds."""
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    text = (Path(find_spec("vllm").origin).parent / "model_executor" / "model_loader" / "__init__.py").read_text()
+    assert set(LOAD_FORMATS) == set(re.findall(r'"(\w+)"', re.search(r"LoadFormats = Literal\[(.*?)\]", text, re.S)[1]))
+
+
+@pytest.mark.parametrize(
+    "overrides, says",
+    [
+        (["num_warmup_batches=8"], "set it to at most 7, or raise the threshold"),
+        (["num_warmup_batches=7"], None),
+        (["num_warmup_batches=1", "threshold=1"], "set it to at most 0"),
+        (["num_warmup_batches=20", "threshold=null"], None),
+        (["num_warmup_batches=20", "strategy=wait"], None),
+    ],
+)
+def test_rollouts_that_wait_longer_than_they_may_are_refused(overrides, says):
+    """Before, a billion batches ahead were taken."""
+    names = {
+        "num_warmup_batches": "colocate_async.num_warmup_batches",
+        "threshold": "sampler.max_off_policy_threshold",
+        "strategy": "sampler.max_off_policy_strategy",
+    }
+    given = [f"trainer.v1.{names[name]}={value}" for name, value in (one.split("=") for one in overrides)]
+    config = composed(*BASE, "trainer.v1.trainer_mode=srpo_colocate_async", *given)
+    if says is None:
+        assert check(config)
+        return
+    with pytest.raises(ValueError, match=says) as error:
+        check(config)
+    assert str(error.value).startswith("trainer.v1.colocate_async.num_warmup_batches=")
+
+
 def test_the_largest_vocabulary_is_larger_than_those_of_the_shipped_models():
     from srpo_recipe.plan.architecture import PUBLISHED
 
@@ -121,10 +159,11 @@ EDGES = {
     f"{ACTOR}.optim.lr_warmup_steps": ([-2, 0.5, True, None], [-1, 0, 10]),
     f"{ACTOR}.optim.lr_scheduler_type": (["linear", None, 1], ["constant", "cosine"]),
     f"{ROLLOUT}.val_kwargs.temperature": ([-1, NAN, INF, "0.6", True, None], [0.1, 1]),
+    f"{ROLLOUT}.load_format": (["nonsense", None, True, "AUTO"], ["auto", "dummy", "safetensors"]),
     "data.dataloader_num_workers": ([-1, 1.5, True, None], [0, 8]),
     "data.truncation": (["cut", None, True], ["error", "left", "right", "middle"]),
     "trainer.log_val_generations": ([-1, 0.5, None], [0, 5]),
-    "trainer.v1.colocate_async.num_warmup_batches": ([-1, NAN, INF, "1", True, None], [0, 1.5, 2]),
+    "trainer.v1.colocate_async.num_warmup_batches": ([-1, 1e9, 1001, NAN, INF, "1", True, None], [0, 1.5, 2, 1000]),
     "trainer.v1.sampler.max_off_policy_threshold": OR_NULL,
     "trainer.v1.sampler.max_off_policy_strategy": (["keep", None, True], ["drop", "wait"]),
     "trainer.resume_mode": (["sometimes", None, True, ""], ["auto", "disable", "resume_path"]),

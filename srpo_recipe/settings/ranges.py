@@ -22,6 +22,11 @@ EVERY = COUNT.or_else(-1, "-1 for never")
 ALL = COUNT.or_else(-1, "-1 for all")
 IDS = COUNT.or_else(-1, "-1 for all ids")
 
+# vllm.model_executor.model_loader.LoadFormats
+LOAD_FORMATS = (
+    "auto", "hf", "dummy", "fastsafetensors", "instanttensor", "mistral", "modelexpress", "npcache", "pt", "runai_streamer",
+    "runai_streamer_sharded", "safetensors", "sharded_state", "tensorizer",
+)  # fmt: skip
 # verl.utils.tracking.Tracking.supported_backend
 LOGGERS = (
     "wandb", "mlflow", "swanlab", "vemlp_wandb", "tensorboard", "console", "clearml", "trackio", "file", "rl_insight",
@@ -61,6 +66,7 @@ RANGES: dict[str, Kind] = {
     f"{ROLLOUT}.max_num_batched_tokens": COUNT,
     f"{ROLLOUT}.max_model_len": COUNT.or_else(None, "null for prompt and response"),
     f"{ROLLOUT}.log_prob_max_token_len_per_gpu": COUNT,
+    f"{ROLLOUT}.load_format": one_of(*LOAD_FORMATS),
     f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes": COUNT,
     f"{ROLLOUT}.agent.num_workers": COUNT,
     f"{ROLLOUT}.val_kwargs.n": COUNT,
@@ -77,7 +83,7 @@ RANGES: dict[str, Kind] = {
     "trainer.max_actor_ckpt_to_keep": COUNT.or_else(None, "null for all"),
     "trainer.log_val_generations": whole(0),
     "trainer.resume_mode": one_of("auto", "disable", "resume_path"),
-    "trainer.v1.colocate_async.num_warmup_batches": at_least(0),
+    "trainer.v1.colocate_async.num_warmup_batches": within(0, 1000),
     "trainer.v1.sampler.max_off_policy_threshold": COUNT.or_else(None, "null for none"),
     "trainer.v1.sampler.max_off_policy_strategy": one_of("drop", "wait"),
 }
@@ -102,6 +108,22 @@ def check(config: DictConfig) -> None:
     for name in [logger] if isinstance(logger, str) else logger or []:
         choices = f"trainer.logger is a list of {', '.join(LOGGERS)}"
         require(name in LOGGERS, f"trainer.logger={logger}: there is no logger {name}; {choices}")
+    _check_age(config)
+
+
+def _check_age(config: DictConfig) -> None:
+    """Batches wait in the order of their questions, so one is trained `ahead` steps after it was asked for; and its age counts
+    that step as well (verl/trainer/ppo/v1/replay_buffer.py, ReplayBufferAsync).
+    """
+    v1 = config.trainer.v1
+    ahead, oldest = v1.colocate_async.num_warmup_batches, v1.sampler.max_off_policy_threshold
+    drops = v1.trainer_mode == "srpo_colocate_async" and v1.sampler.max_off_policy_strategy == "drop"
+    require(
+        not drops or oldest is None or ahead <= oldest - 1,
+        f"trainer.v1.colocate_async.num_warmup_batches={ahead} lets rollouts become older than "
+        f"trainer.v1.sampler.max_off_policy_threshold={oldest}, so that they are dropped: set it to at most {(oldest or 1) - 1}, "
+        "or raise the threshold",
+    )
 
 
 def check_types(config: DictConfig) -> None:

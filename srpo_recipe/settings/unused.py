@@ -42,6 +42,7 @@ FEEDBACK = ("srpo.teacher.feedback_template",)
 
 # No published model has more; asked where the model's own number is not at hand.
 LARGEST_VOCABULARY = 300_000
+LEAST_BUFFER = 0.1  # MiB; one token's logits over a vocabulary of 26,214
 
 
 def check(config: DictConfig, settings: SRPOConfig) -> None:
@@ -62,6 +63,11 @@ def check(config: DictConfig, settings: SRPOConfig) -> None:
     _named_as_it_is(config, settings)
     _teacher_fits(config, settings)
     _vocabulary(config, settings)
+    require(
+        settings.chunk_megabytes >= LEAST_BUFFER,
+        f"srpo.chunk_megabytes={settings.chunk_megabytes}: set it to at least {LEAST_BUFFER}; a buffer holds the logits of one "
+        "token in any case",
+    )
 
 
 def _without_effect(config: DictConfig, keys: tuple[str, ...], read: bool, why: str) -> None:
