@@ -13,6 +13,7 @@ import torch
 
 from srpo_recipe.plan import memory, rollout, weights
 from srpo_recipe.plan.__main__ import main
+from srpo_recipe.plan.adapters import Adapter
 from srpo_recipe.plan.architecture import Architecture, describe_model
 from srpo_recipe.plan.device import Device
 from srpo_recipe.plan.fixes import recommended
@@ -127,7 +128,7 @@ def test_adapters_are_counted_as_peft_makes_them():
 
     tiny = ROOT / "srpo_recipe/assets/tiny_qwen3"
     model = AutoModelForCausalLM.from_pretrained(tiny)
-    arch, setup = describe_model(str(tiny)), replace(eight()[1], lora_rank=4)
+    arch, setup = describe_model(str(tiny)), replace(eight()[1], adapter=Adapter(4))
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
     assert weights.trained(arch, setup) == adapted.get_nb_trainable_parameters()[0]
     one = weights.trained(arch, setup)
@@ -135,6 +136,90 @@ def test_adapters_are_counted_as_peft_makes_them():
     assert weights.stored(arch, replace(setup, teacher=False)) == arch.parameters + one
     update = memory.loss_phase(arch, setup)
     assert (update["teacher"], update["gradients"], update["optimiser"]) == (0, 4 * one / 8, 8 * one / 8)
+
+
+@pytest.mark.parametrize(
+    "targets, excluded",
+    [
+        ("all-linear", None),
+        (("q_proj",), None),
+        (("q_proj", "layers.1.mlp.up_proj"), None),
+        ("all-linear", ("down_proj", "layers.0.self_attn.k_proj")),
+        (r".*\.mlp\..*_proj", r".*\.layers\.0\..*"),
+    ],
+)
+def test_adapters_on_some_modules_are_counted_as_peft_makes_them(targets, excluded):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    tiny = ROOT / "srpo_recipe/assets/tiny_qwen3"
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    arch, setup = describe_model(str(tiny)), replace(eight()[1], adapter=Adapter(4, targets, excluded))
+    of_peft = {"target_modules": targets, "exclude_modules": excluded}
+    of_peft = {name: list(value) if isinstance(value, tuple) else value for name, value in of_peft.items()}
+    adapted = get_peft_model(model, LoraConfig(r=4, **of_peft))
+    assert weights.trained(arch, setup) == adapted.get_nb_trainable_parameters()[0]
+    assert weights.adapter_layer(arch, setup) <= weights.trained(arch, setup)
+
+
+ONE_GPU = ["model=qwen3_4b", "hardware=gpu1_lora", "task=parquet", "data.train_files=a", "data.val_files=b"]
+MODEL = "actor_rollout_ref.model"
+
+
+def adapted(*overrides: str) -> tuple[Setup, dict]:
+    setup = from_config(compose_config([*ONE_GPU, *overrides]))
+    return setup, plan(describe_model("Qwen/Qwen3-4B"), setup, GPU, Expectation(200, 400, 0.4))
+
+
+def test_a_frozen_base_has_no_gradient_of_its_weights():
+    """Before, an adapter's backward pass was counted as that of all weights."""
+    (_, found), (_, full) = adapted(), adapted(f"{MODEL}.lora_rank=0", f"{MODEL}.lora_alpha=16")
+    arch, of_adapter = describe_model("Qwen/Qwen3-4B"), found["adapter"]["parameters"]
+    parts, of_full = found["step"]["F a token"], full["step"]["F a token"]
+    share = of_adapter / (
+        arch.parameters + of_adapter
+    )  # tied: the output layer multiplies, and the embedding is looked up
+    assert of_full["update, backward"] == 2 and parts["update, backward"] == pytest.approx(1 + share)
+    assert 0.01 < share < 0.02
+    assert {**parts, "update, backward": 2} == of_full
+    tokens, passes = found["step"]["tokens"], sum(parts.values())
+    assert found["step"]["PFLOP"] == pytest.approx(2e-15 * (arch.parameters + of_adapter) * passes * tokens)
+    assert found["step"]["PFLOP"] < 0.82 * full["step"]["PFLOP"] and full["adapter"] is None
+
+
+def test_target_modules_are_counted(capsys):
+    """Before, they changed no number."""
+    (_, every), (_, some) = adapted(), adapted(f"{MODEL}.target_modules=[q_proj]")
+    assert some["adapter"] == {
+        "rank": 32, "linear layers": 36, "names": ["q_proj"], "parameters": 36 * 32 * (2560 + 4096), "not known": []
+    }  # fmt: skip
+    assert every["adapter"]["linear layers"] == 7 * 36
+    assert some["totals"]["update: loss"] < every["totals"]["update: loss"]
+    assert some["step"]["PFLOP"] < every["step"]["PFLOP"]
+    main([*ONE_GPU, f"{MODEL}.target_modules=[q_proj]"])
+    said = "Adapters of rank 32 on 36 linear layers (q_proj): 7.668 million parameters are trained"
+    assert said in capsys.readouterr().out.splitlines()
+
+
+def test_modules_of_unknown_shapes_are_told(capsys):
+    _, every = adapted()
+    _, found = adapted(f"{MODEL}.target_modules=[q_proj,embed_tokens]")
+    assert found["adapter"] == {**every["adapter"], "not known": ["embed_tokens"]}
+    main([*ONE_GPU, f"{MODEL}.target_modules=[q_proj,embed_tokens]"])
+    assert "target_modules names embed_tokens, whose shapes are not known here: all linear" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_adapters_alone_is_counted():
+    (setup, found), (_, whole) = adapted("actor_rollout_ref.actor.checkpoint.save_lora_only=true"), adapted()
+    arch, one = describe_model("Qwen/Qwen3-4B"), found["adapter"]["parameters"]
+    # the student's, the self-teacher's and two moments, and the self-teacher's once more
+    assert setup.saves_adapters_alone and found["checkpoint bytes"] == 4 * 5 * one
+    assert whole["checkpoint bytes"] == 4 * (arch.parameters + 5 * one)
+
+
+def test_a_buffer_holds_one_tokens_logits_at_least():
+    arch, setup = eight()
+    assert memory.buffers(arch, replace(setup, chunk_megabytes=0.1), 2) == 2 * 4 * arch.vocabulary
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,15 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
+class Linear:
+    """A linear layer, by its name in the model."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A dense decoder. Counts are of parameters; `layer` is one decoder layer, `head` the output layer's matrix."""
 
@@ -43,6 +52,7 @@ class Architecture:
     intermediate: int
     vocabulary: int
     qk_norm: bool  # queries and keys have a norm of their own, as in Qwen3
+    linears: tuple[tuple[Linear, ...], ...]  # of each decoder layer
 
 
 def describe_model(path: str) -> Architecture:
@@ -118,4 +128,16 @@ def _measure(name: str, source: str, config: Any) -> Architecture:
         intermediate=config.intermediate_size,
         vocabulary=config.vocab_size,
         qk_norm=any("q_norm" in name for name, _ in layers[0].named_parameters()),
+        linears=tuple(_linears(prefix, layer) for prefix, layer in model.named_modules() if layer in layers),
+    )
+
+
+def _linears(prefix: str, layer: Any) -> tuple[Linear, ...]:
+    """The linear layers of a decoder layer, whose name is `prefix`."""
+    import torch
+
+    return tuple(
+        Linear(f"{prefix}.{name}", module.in_features, module.out_features)
+        for name, module in layer.named_modules()
+        if isinstance(module, torch.nn.Linear)
     )

@@ -53,8 +53,9 @@ def activations(arch: Architecture, setup: Setup, tokens: int) -> tuple[float, f
 
 
 def buffers(arch: Architecture, setup: Setup, count: int) -> float:
-    """fp32 buffers in which logits are read (method/logits.py). One holds tokens of one response at most."""
-    return count * min(setup.chunk_megabytes * 2**20, setup.response * arch.vocabulary * FP32)
+    """fp32 buffers in which logits are read (method/logits.py). One holds one token or more, at most a response's."""
+    row = arch.vocabulary * FP32
+    return count * min(max(setup.chunk_megabytes * 2**20, row), setup.response * row)
 
 
 def fullest(*moments: Items) -> Items:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 from typing import Any
 
-from srpo_recipe.plan import memory, rollout, step, weights
+from srpo_recipe.plan import adapters, memory, rollout, step, weights
 from srpo_recipe.plan.architecture import Architecture
 from srpo_recipe.plan.device import Device
 from srpo_recipe.plan.fixes import problems, recommended
@@ -22,12 +22,13 @@ def plan(arch: Architecture, setup: Setup, device: Device, expected: step.Expect
     """Everything that the command prints, in bytes and tokens."""
     phases = memory.phases(arch, setup, device.bytes, device.reserve)
     totals = {name: sum(items.values()) for name, items in phases.items()}
-    parts = step.composition(setup, expected)
+    parts = step.composition(setup, expected, weights.trained_share(arch, setup))
     kv_bytes = phases["rollout"]["vLLM KV cache"]
     found = list(problems(arch, setup, device, totals, kv_bytes))
     best = memory.largest_micro_batch(arch, setup, device.bytes, device.reserve)
     return {
-        "model": asdict(arch),
+        "model": {name: value for name, value in asdict(arch).items() if name != "linears"},
+        "adapter": adapters.described(arch, setup.adapter),
         "device": asdict(device),
         "ranks": setup.world,
         "shards": setup.shards,
@@ -42,7 +43,10 @@ def plan(arch: Architecture, setup: Setup, device: Device, expected: step.Expect
             "F a token": parts,
             "F a token, all": sum(parts.values()),
             "tokens": step.tokens_of_step(setup, expected),
-            "PFLOP": 2e-15 * _computing(arch) * sum(parts.values()) * step.tokens_of_step(setup, expected),
+            "PFLOP": 2e-15
+            * weights.computing(arch, setup)
+            * sum(parts.values())
+            * step.tokens_of_step(setup, expected),
         },
         "micro-batch": {
             "configured tokens": setup.update_tokens,
@@ -54,11 +58,6 @@ def plan(arch: Architecture, setup: Setup, device: Device, expected: step.Expect
         "checkpoint bytes": weights.checkpoint_bytes(arch, setup),
         "growth": [grown(arch, setup, world, device) for world in WORLDS],
     }
-
-
-def _computing(arch: Architecture) -> int:
-    """Parameters that a token is multiplied with: all but the embedding, which is looked up."""
-    return arch.parameters if arch.tied else arch.parameters - arch.head
 
 
 def grown(arch: Architecture, setup: Setup, world: int, device: Device) -> dict[str, Any]:

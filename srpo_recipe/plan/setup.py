@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from srpo_recipe.plan.adapters import Adapter, modules_of
+from srpo_recipe.settings.lora import ALONE
 from srpo_recipe.settings.read import old_policy, read
 
 _BYTES = {"fp32": 4, "float32": 4, "float": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "half": 2}
@@ -22,7 +24,8 @@ class Setup:
     reduce_width: int  # of gradients while ranks sum them
     on_cpu: bool
     teacher: bool
-    lora_rank: int  # 0 where all weights are trained; the planner takes adapters on all linear layers
+    adapter: Adapter
+    saves_adapters_alone: bool  # checkpoints without the base
     one_forward: bool  # no log-prob pass: the update's own forward gives the old policy
     checkpointing: bool
     packed: bool  # flash-attn without padding
@@ -50,6 +53,11 @@ class Setup:
     sleeps: bool  # vLLM gives its memory back while the actor trains
     max_sequences: int
     batched_tokens: int
+
+    @property
+    def lora_rank(self) -> int:
+        """0 where all weights are trained."""
+        return self.adapter.rank
 
     @property
     def shares(self) -> int:
@@ -151,6 +159,10 @@ def _limits(config: DictConfig) -> dict[str, int]:
     }
 
 
+def _adapter(model: DictConfig) -> Adapter:
+    return Adapter(model.lora_rank, modules_of(model.target_modules), modules_of(model.get("exclude_modules")))
+
+
 def from_config(config: DictConfig) -> Setup:
     """The numbers of a composed config. Raises ValueError for a number type that it does not know."""
     settings = read(config)
@@ -168,7 +180,8 @@ def from_config(config: DictConfig) -> Setup:
         reduce_width=_width(precision.get("reduce_dtype"), "fp32"),
         on_cpu=on_cpu,
         teacher=settings.needs_teacher,
-        lora_rank=config.actor_rollout_ref.model.lora_rank,
+        adapter=_adapter(config.actor_rollout_ref.model),
+        saves_adapters_alone=bool(OmegaConf.select(config, ALONE, default=False)),
         one_forward=old_policy(config) == "update",
         checkpointing=config.actor_rollout_ref.model.enable_gradient_checkpointing,
         packed=config.actor_rollout_ref.model.use_remove_padding,

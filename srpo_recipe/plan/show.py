@@ -26,6 +26,22 @@ def _gib(value: float) -> str:
     return f"{value / GIB:.2f}" if value else "-"
 
 
+def _adapter(adapter: dict[str, Any] | None) -> list[str]:
+    """What is trained, and what was assumed of modules whose shapes are not known."""
+    if adapter is None:
+        return []
+    lines = [
+        f"Adapters of rank {adapter['rank']} on {adapter['linear layers']} linear layers ({', '.join(adapter['names'])}): "
+        f"{adapter['parameters'] / 1e6:.4g} million parameters are trained"
+    ]
+    if adapter["not known"]:
+        lines.append(
+            f"  target_modules names {', '.join(adapter['not known'])}, whose shapes are not known here: "
+            "all linear layers are counted"
+        )
+    return lines
+
+
 def _memory(found: dict[str, Any]) -> list[str]:
     phases, model, device = found["phases"], found["model"], found["device"]
     items = [item for item in memory.ITEMS if any(phase[item] for phase in phases.values())]
@@ -37,6 +53,7 @@ def _memory(found: dict[str, Any]) -> list[str]:
         verdict = ["It does not fit:", *(f"  - {problem}" for problem in found["problems"])]
     return [
         f"{model['name']}: {model['parameters'] / 1e9:.4g} billion parameters, from {model['source']}",
+        *_adapter(found["adapter"]),
         f"{found['ranks']} rank(s), each copy of the weights on {found['shards']}"
         f"{', each sequence on ' + str(found['split']) if found['split'] > 1 else ''}; {device['bytes'] / GIB:.1f} GiB a rank "
         f"({device['source']}), {device['reserve'] / GIB:.1f} of them kept back",

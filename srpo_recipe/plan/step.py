@@ -1,8 +1,10 @@
 """What a step is made of, in units of F: one forward pass of one token of the student's sequences, the output layer included.
 
-A backward pass is 2 F, computing a checkpointed layer again 1 F. The teacher's sequence is longer than the student's, by
-the demonstration, and only rows on its route have one. Attention's share that grows with the square of the length is left out,
-and so is the rollout: decoding reads all weights for every token, so its time is not F's.
+A backward pass is 2 F: 1 for the gradients of what the layers are given, 1 for those of the weights. With LoRA F includes the
+adapter, and the second part is the adapter's share alone, since the base has no gradient. Computing a checkpointed layer again is
+1 F. The teacher's sequence is longer than the student's, by the demonstration, and only rows on its route have one. Attention's
+share that grows with the square of the length is left out, and so is the rollout: decoding reads all weights for every token, so
+its time is not F's.
 """
 
 from dataclasses import dataclass
@@ -19,8 +21,11 @@ class Expectation:
     routed: float
 
 
-def composition(setup: Setup, expected: Expectation) -> dict[str, float]:
-    """F a token by part of the step; the parts add up to the step without the rollout."""
+def composition(setup: Setup, expected: Expectation, trained_share: float = 1.0) -> dict[str, float]:
+    """F a token by part of the step; the parts add up to the step without the rollout.
+
+    trained_share: of the numbers that a token is multiplied with, those that have a gradient.
+    """
     student = expected.prompt + expected.response
     shown = min(expected.prompt + expected.response, setup.teacher_prompt)  # a correct sibling is about as long
     parts = {
@@ -28,7 +33,7 @@ def composition(setup: Setup, expected: Expectation) -> dict[str, float]:
         "self-teacher": expected.routed * (shown + expected.response) / student if setup.teacher else 0.0,
         "update, forward": 1.0,
         "update, computed again": 1.0 if setup.checkpointing else 0.0,
-        "update, backward": 2.0,
+        "update, backward": 1.0 + trained_share,
     }
     return parts
 

@@ -1,5 +1,6 @@
 """How many numbers a rank stores and trains: all of the model's, or with LoRA adapters beside them."""
 
+from srpo_recipe.plan import adapters
 from srpo_recipe.plan.architecture import Architecture
 from srpo_recipe.plan.setup import Setup
 
@@ -7,21 +8,31 @@ FP32 = 4
 
 
 def adapter_layer(arch: Architecture, setup: Setup) -> int:
-    """Numbers of one adapter on all linear layers of one decoder layer: r for each input and each output."""
-    q, kv = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
-    attention = (arch.hidden + q) + 2 * (arch.hidden + kv) + (q + arch.hidden)
-    mlp = 3 * (arch.hidden + arch.intermediate)
-    return setup.lora_rank * (attention + mlp)
+    """Numbers of one adapter in the decoder layer that has most of them."""
+    return max(adapters.numbers(layer, setup.lora_rank) for layer in adapters.chosen(arch, setup.adapter))
 
 
 def trained(arch: Architecture, setup: Setup) -> int:
     """Numbers that have a gradient and moments."""
-    return arch.layers * adapter_layer(arch, setup) if setup.lora_rank else arch.parameters
+    if not setup.lora_rank:
+        return arch.parameters
+    return sum(adapters.numbers(layer, setup.lora_rank) for layer in adapters.chosen(arch, setup.adapter))
 
 
 def stored(arch: Architecture, setup: Setup) -> int:
     """Numbers of the actor's module: with LoRA the base, the student's adapter and, where there is one, the self-teacher's."""
     return arch.parameters + (trained(arch, setup) * (1 + setup.teacher) if setup.lora_rank else 0)
+
+
+def computing(arch: Architecture, setup: Setup) -> int:
+    """Numbers that a token is multiplied with: all but the embedding, which is looked up; with LoRA one adapter's as well."""
+    base = arch.parameters if arch.tied else arch.parameters - arch.head
+    return base + (trained(arch, setup) if setup.lora_rank else 0)
+
+
+def trained_share(arch: Architecture, setup: Setup) -> float:
+    """The share of those numbers that has a gradient: all of them, or the adapter's."""
+    return trained(arch, setup) / computing(arch, setup) if setup.lora_rank else 1.0
 
 
 def second_model(arch: Architecture, setup: Setup) -> int:
@@ -47,6 +58,9 @@ def host_bytes(arch: Architecture, setup: Setup) -> float:
 
 
 def checkpoint_bytes(arch: Architecture, setup: Setup) -> float:
-    """One checkpoint of all ranks: weights and two moments, and the teacher's weights."""
+    """One checkpoint of all ranks: weights and two moments, and the teacher's weights. Without the base where adapters are saved
+    alone.
+    """
     teacher = second_model(arch, setup) or (trained(arch, setup) * setup.teacher if setup.lora_rank else 0)
-    return FP32 * (stored(arch, setup) + 2 * trained(arch, setup) + teacher)
+    weights = stored(arch, setup) - (arch.parameters if setup.saves_adapters_alone else 0)
+    return FP32 * (weights + 2 * trained(arch, setup) + teacher)
