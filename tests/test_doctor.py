@@ -157,6 +157,19 @@ def test_flash_attention_is_wanted_where_sequences_are_packed():
     assert finding("flash-attn").status == PASS
 
 
+def test_packed_sequences_on_a_cpu_need_no_flash_attention():
+    """The third command of docs/long.md."""
+    answer = finding(
+        "flash-attn",
+        "hardware=cpu",
+        "trainer.n_gpus_per_node=2",
+        "actor_rollout_ref.model.use_remove_padding=true",
+        "actor_rollout_ref.model.override_config.attn_implementation=packed_sdpa",
+        "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2",
+    )
+    assert answer.status == PASS and "packed_sdpa" in answer.found
+
+
 def test_a_plugin_that_is_switched_off(monkeypatch):
     monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "other")
     fails("plugin", found="does not load the plugin", fix="VERL_USE_EXTERNAL_PLUGINS at auto")

@@ -16,7 +16,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from srpo_recipe.doctor.check import FAIL, WARN, Answer, Case, ok
-from srpo_recipe.machine import installed_version, on_cpu
+from srpo_recipe.machine import PACKED_SDPA, installed_version, on_cpu
+from srpo_recipe.settings.parallel import attention
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 # Only these are asked for; what they need in turn is pip's business (pip check).
@@ -98,6 +99,8 @@ def _against_pins(name: str, version: str, extra: str) -> Answer:
 def _flash_attention(case: Case, extra: str) -> Answer:
     packed = case.config.actor_rollout_ref.model.use_remove_padding
     version = installed_version("flash-attn")
+    if attention(case.config) == PACKED_SDPA:
+        return ok(f"not needed: {PACKED_SDPA} attends within packed sequences")
     if version is None and packed:
         fix = "bash scripts/install.sh gpu, or actor_rollout_ref.model.use_remove_padding=false with attn_implementation sdpa"
         return (

@@ -8,9 +8,7 @@ from srpo_recipe.plan.architecture import Architecture
 from srpo_recipe.plan.device import Device
 from srpo_recipe.plan.memory import GIB
 from srpo_recipe.plan.setup import Setup
-
-SPLIT = "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size"
-_SIZES = (1, 2, 4, 8, 16, 32)
+from srpo_recipe.settings.parallel import SIZE, SIZES, splits, unfit
 
 
 def recommended(setup: Setup, most: int) -> int:
@@ -40,30 +38,25 @@ def problems(
             f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={setup.update_limit}{ranks} is shorter than one sequence of "
             f"{length} tokens, which verl refuses: raise it, or lower data.max_response_length"
         )
-    if not _splits(arch, setup.split):
-        yield (
-            f"{SPLIT}={setup.split} divides neither {arch.heads} heads nor {arch.kv_heads} of keys and values as verl needs it: "
-            f"take one of {', '.join(str(size) for size in _SIZES if _splits(arch, size))}"
-        )
+    heads = unfit(arch.heads, arch.kv_heads, setup.split)
+    if heads:
+        yield heads
     uneven = step.spread(setup)
     if uneven:
         yield uneven
-
-
-def _splits(arch: Architecture, size: int) -> bool:
-    """Whether verl takes the size (models/transformers/monkey_patch.py:343)."""
-    return arch.heads % size == 0 and (arch.kv_heads % size == 0 or size % arch.kv_heads == 0)
 
 
 def _more_ranks(arch: Architecture, setup: Setup, device: Device) -> str | None:
     """The ranks, and the tokens of each, with which one sequence fits when they split it."""
     if not setup.packed or setup.on_cpu:
         return None
-    for size in (size for size in _SIZES if size > setup.split and setup.world % size == 0 and _splits(arch, size)):
+    for size in (size for size in SIZES if size > setup.split and setup.world % size == 0):
+        if not splits(arch.heads, arch.kv_heads, size):
+            continue
         other = replace(setup, split=size)
         tokens = recommended(other, memory.largest_micro_batch(arch, other, device.bytes, device.reserve))
         if tokens:
-            return f"set {SPLIT}={size} actor_rollout_ref.actor.ppo_max_token_len_per_gpu={tokens}"
+            return f"set {SIZE}={size} actor_rollout_ref.actor.ppo_max_token_len_per_gpu={tokens}"
     return None
 
 

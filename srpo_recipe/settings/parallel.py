@@ -11,16 +11,15 @@ SIZE = f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size"
 ATTENTION = f"{MODEL}.override_config.attn_implementation"
 # What verl's all-to-all stands around; with any other a token would see its own slice alone, and nothing would say so.
 FLASH = ("flash_attention_2", "flash_attention_3")
+SIZES = (1, 2, 4, 8, 16, 32)
 
 
 def check(config: DictConfig) -> None:
     """Raise ValueError, with the fix, for ranks that make no groups, and for attention that does not reach over a group."""
     size = OmegaConf.select(config, SIZE)
     on_cpu = config.trainer.device == "cpu"
-    attention = (
-        OmegaConf.select(config, ATTENTION, default=None) or FLASH[0]
-    )  # verl's own value, workers/config/model.py:185
-    if attention == PACKED_SDPA:
+    chosen = attention(config)
+    if chosen == PACKED_SDPA:
         packed = config.actor_rollout_ref.model.use_remove_padding
         require(on_cpu, f"{ATTENTION}={PACKED_SDPA} is for a CPU: set it to {FLASH[0]}")
         require(packed, f"{ATTENTION}={PACKED_SDPA} takes packed sequences alone: set {MODEL}.use_remove_padding=true")
@@ -38,6 +37,26 @@ def check(config: DictConfig) -> None:
     )
     wanted = (PACKED_SDPA,) if on_cpu else FLASH
     require(
-        attention in wanted,
-        f"{SIZE}={size} with {ATTENTION}={shown(attention)}, which would see a rank's own slice alone: set it to {wanted[0]}",
+        chosen in wanted,
+        f"{SIZE}={size} with {ATTENTION}={shown(chosen)}, which would see a rank's own slice alone: set it to {wanted[0]}",
+    )
+
+
+def attention(config: DictConfig) -> str:
+    """The attention of a run's model: as given, or verl's own value (workers/config/model.py:185)."""
+    return OmegaConf.select(config, ATTENTION, default=None) or FLASH[0]
+
+
+def splits(heads: int, kv_heads: int, size: int) -> bool:
+    """Whether verl takes a size for a model of so many heads (models/transformers/monkey_patch.py:343)."""
+    return heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
+
+
+def unfit(heads: int, kv_heads: int, size: int) -> str | None:
+    """Why a model of so many heads cannot be split over so many ranks, with the fix; None where it can."""
+    if splits(heads, kv_heads, size):
+        return None
+    return (
+        f"{SIZE}={size} divides neither {heads} heads nor {kv_heads} of keys and values as verl needs it: take one of "
+        f"{', '.join(str(one) for one in SIZES if splits(heads, kv_heads, one))}"
     )
