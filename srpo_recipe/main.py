@@ -12,7 +12,7 @@ from srpo_recipe.machine import on_cpu
 from srpo_recipe.records import owners
 from srpo_recipe.records.tables import print_table
 from srpo_recipe.run import cluster, folder, guard, queue_key, screen, stop
-from srpo_recipe.run.prepare import prepare
+from srpo_recipe.run.prepare import check_files, prepare
 from srpo_recipe.run.summary import summarise
 from srpo_recipe.settings.describe import describe
 from srpo_recipe.settings.overrides import explain
@@ -52,6 +52,7 @@ def composed(config: DictConfig) -> None:
     plugin.assert_discovered()
     try:
         settings = check(config)
+        check_files(config)
     except ValueError as error:
         sys.exit(f"Configuration error: {error}")
     print_table(describe(config, settings))

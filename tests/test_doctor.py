@@ -170,6 +170,18 @@ def test_packed_sequences_on_a_cpu_need_no_flash_attention():
     assert answer.status == PASS and "packed_sdpa" in answer.found
 
 
+@pytest.mark.parametrize(
+    "overrides, found",
+    [
+        (["target_modules=[q_proj,nope]"], "has no linear layer nope"),
+        (["exclude_modules=[embed_tokens]"], "has no linear layer embed_tokens"),
+    ],
+)
+def test_adapters_on_layers_that_the_model_lacks(overrides, found):
+    given = [f"actor_rollout_ref.model.{override}" for override in ("lora_rank=8", *overrides)]
+    fails("model", *given, found=found, fix="set the key that it names")
+
+
 def test_a_plugin_that_is_switched_off(monkeypatch):
     monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "other")
     fails("plugin", found="does not load the plugin", fix="VERL_USE_EXTERNAL_PLUGINS at auto")

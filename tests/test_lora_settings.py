@@ -4,6 +4,8 @@ import pytest
 from config_files import GROUPS, changed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from srpo_recipe.run import dry_run
+from srpo_recipe.run.prepare import check_files
 from srpo_recipe.settings.compose import compose_config
 from srpo_recipe.settings.describe import describe
 from srpo_recipe.settings.lora import ALONE
@@ -41,6 +43,20 @@ REFUSED = {
     f"{MODEL}.lora.alpha=8": "has no effect here: leave it at 32",
     f"{MODEL}.lora.dropout=0.1": "has no effect here",
     f"{MODEL}.target_modules=[q_proj,lm_head]": "leave the output layer out",
+    f"{MODEL}.target_modules=[model.lm_head]": "leave the output layer out",
+    **{
+        f"{MODEL}.target_modules={value}": "set it to all-linear, or to a list of layers' names"
+        for value in ("null", "''", "[]", "3", "true", "{a:1}", "[q_proj,3]", "['']", "All-Linear")
+    },
+    f"{MODEL}.target_modules=q_proj": "write [q_proj]",
+    f"{MODEL}.target_modules='.*q_proj'": "patterns are not taken: write the names",
+    f"{MODEL}.target_modules=[all-linear]": "write all-linear without brackets",
+    **{
+        f"{MODEL}.exclude_modules={value}": "set it to null for none, or to a list of layers' names"
+        for value in ("''", "[]", "3", "true", "{a:1}", "[3]")
+    },
+    f"{MODEL}.exclude_modules=q_proj": "write [q_proj]",
+    f"{MODEL}.exclude_modules='.*q_proj'": "patterns are not taken: write the names",
     "actor_rollout_ref.actor.fsdp_config.model_dtype=bf16": "set it to fp32",
     "actor_rollout_ref.rollout.layered_summon=true": "set it to False",
 }
@@ -77,7 +93,57 @@ def test_every_method_takes_adapters(method, merge):
     table = dict(describe(config, settings))
     assert ("a second adapter" in table["self-teacher"]) == (method != "grpo")
     synced = {"true": "merged weights", "false": "an adapter"}[merge]
-    assert table["model"].endswith(f"LoRA rank 8, alpha 32, to vLLM as {synced}")
+    assert table["model"].endswith(f"LoRA rank 8, alpha 32, on all linear layers, to vLLM as {synced}")
+
+
+@pytest.mark.parametrize(
+    "overrides, shown",
+    [
+        (["target_modules=[q_proj,v_proj]"], "on q_proj, v_proj, to vLLM"),
+        (["target_modules=[self_attn.q_proj]"], "on self_attn.q_proj, to vLLM"),
+        (["exclude_modules=[q_proj]"], "on all linear layers without q_proj, to vLLM"),
+        (["exclude_modules=[lm_head]"], "on all linear layers without lm_head, to vLLM"),
+    ],
+)
+def test_modules_that_the_model_has_are_taken_and_shown(overrides, shown):
+    """verl's own dataclass takes them, too."""
+    from verl.utils.config import omega_conf_to_dataclass
+
+    config = compose_config([*LORA, *(f"{MODEL}.{override}" for override in overrides)])
+    settings = check(config)
+    check_files(config)
+    assert shown in dict(describe(config, settings))["model"]
+    model = omega_conf_to_dataclass(config.actor_rollout_ref.model)
+    assert model.target_modules == config.actor_rollout_ref.model.target_modules
+
+
+# overrides -> what the message says, of a model whose config.json is here; peft does something else, or ends in a worker
+LACKED = {
+    "target_modules=[q_proj,nope]": "has no linear layer nope that an adapter could be on; it has down_proj, gate_proj, k_proj",
+    "target_modules=[embed_tokens]": "has no linear layer embed_tokens",
+    "target_modules=[mlp]": "has no linear layer mlp",
+    "target_modules=[proj]": "has no linear layer proj",
+    "exclude_modules=[nope]": "has no linear layer nope",
+    "target_modules=[q_proj] exclude_modules=[self_attn.q_proj]": "leaves no layer for an adapter",
+}
+
+
+@pytest.mark.parametrize("overrides", LACKED)
+def test_layers_that_the_model_lacks_are_refused_before_anything_starts(overrides, capsys):
+    given = [*LORA, *(f"{MODEL}.{override}" for override in overrides.split())]
+    config = compose_config(given)
+    check(config)
+    with pytest.raises(ValueError) as error:
+        check_files(config)
+    last = overrides.split()[-1].partition("=")[0]
+    assert f"{MODEL}.{last}=[" in str(error.value) and LACKED[overrides] in str(error.value)
+    with pytest.raises(SystemExit, match="Configuration error: .*linear layer|Configuration error: .*for an adapter"):
+        dry_run.main(given)
+
+
+def test_layers_of_a_model_that_is_not_here_are_not_looked_at():
+    given = ["model=path", f"{MODEL}.path=some/model", f"{MODEL}.target_modules=[nope]"]
+    check_files(compose_config([*LORA, *given]))
 
 
 @pytest.mark.parametrize(

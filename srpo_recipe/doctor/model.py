@@ -6,23 +6,11 @@ from pathlib import Path
 
 from srpo_recipe.doctor.check import FAIL, WARN, Answer, Case, NotChecked, ok
 from srpo_recipe.method.chat import with_system_prompt
+from srpo_recipe.settings.local_model import check, local_folder
 
 
 def _path(case: Case) -> str:
     return case.config.actor_rollout_ref.model.path
-
-
-def local_folder(path: str) -> Path | None:
-    """The folder of a model that is on this machine: as given, or the hub's cached snapshot; None when it is not here."""
-    if Path(path).expanduser().is_dir():
-        return Path(path).expanduser()
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
 
 
 def hub(case: Case) -> Answer:
@@ -58,7 +46,7 @@ def _folder(case: Case) -> Path:
 
 
 def model_files(case: Case) -> Answer:
-    """config.json, tokenizer, and every shard of the weights to its last byte."""
+    """config.json, tokenizer, every shard of the weights to its last byte, and that the run's settings fit the model."""
     from transformers import AutoConfig, AutoTokenizer
 
     folder = _folder(case)
@@ -82,6 +70,10 @@ def model_files(case: Case) -> Answer:
         broken = incomplete(file)
         if broken:
             return FAIL, f"{file.name}: {broken}", fix
+    try:
+        check(case.config)
+    except ValueError as error:
+        return FAIL, str(error), "set the key that it names as it says, or take another model"
     return ok(f"{folder}: config, tokenizer, {len(files)} file(s) of weights")
 
 

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from srpo_recipe.records.tables import print_table
 from srpo_recipe.records.versions import versions
 from srpo_recipe.run import folder
-from srpo_recipe.run.prepare import fill
+from srpo_recipe.run.prepare import check_files, fill
 from srpo_recipe.settings.compose import compose_config
 from srpo_recipe.settings.describe import describe
 from srpo_recipe.settings.rules import check
@@ -30,6 +30,7 @@ def main(overrides: list[str]) -> None:
         config = compose_config(overrides)
         settings = check(config)
         OmegaConf.resolve(config)
+        check_files(config)
     except (ValueError, OmegaConfBaseException) as error:
         sys.exit(f"Configuration error: {error}")
     print_table([*describe(config, settings), ("run", f"{config.run.name}, in {config.run.dir}")])

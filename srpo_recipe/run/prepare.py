@@ -10,10 +10,19 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from srpo_recipe.data import usable
 from srpo_recipe.run import folder, guard
+from srpo_recipe.settings import local_model
 from srpo_recipe.settings.places import PATHS
 from srpo_recipe.settings.wire import wire
 
 PACKAGE = Path(__file__).parents[1]
+
+
+def check_files(config: DictConfig) -> None:
+    """Look at the files that the config names beside the data: the model's config.json.
+
+    Raises ValueError, with key and fix, where they do not hold what the run would take from them.
+    """
+    local_model.check(config)
 
 
 def prepare(config: DictConfig) -> None:

@@ -2,6 +2,7 @@
 
 from omegaconf import DictConfig
 
+from srpo_recipe.settings.lora_modules import in_words
 from srpo_recipe.settings.options import formula, over_mean
 from srpo_recipe.settings.read import old_policy
 from srpo_recipe.settings.schema import SRPOConfig
@@ -66,4 +67,5 @@ def _model(model: DictConfig) -> str:
     if not model.lora_rank:
         return f"{model.path}{code}"
     synced = "merged weights" if model.lora.merge else "an adapter"
-    return f"{model.path}, LoRA rank {model.lora_rank}, alpha {model.lora_alpha}, to vLLM as {synced}{code}"
+    adapters = f"LoRA rank {model.lora_rank}, alpha {model.lora_alpha}, on {in_words(model)}"
+    return f"{model.path}, {adapters}, to vLLM as {synced}{code}"

@@ -2,10 +2,9 @@
 else of verl's config means another thing beside an adapter.
 """
 
-import re
+from omegaconf import DictConfig, OmegaConf
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-
+from srpo_recipe.settings import lora_modules
 from srpo_recipe.settings.compose import verl_defaults
 from srpo_recipe.settings.kinds import ABSENT, leaves, shown
 from srpo_recipe.settings.refusals import ACTOR, MODEL, REF, ROLLOUT, TEACHER_REFUSALS, Refusal
@@ -60,7 +59,8 @@ def check(config: DictConfig) -> None:
     would give vLLM another model than the trained one.
     """
     _check_rank(config)
-    _check_modules(config)
+    if config.actor_rollout_ref.model.lora_rank:
+        lora_modules.check(config.actor_rollout_ref.model)
     _check_checkpoint(config)
     _check_vllm(config)
 
@@ -89,31 +89,6 @@ def _check_rank(config: DictConfig) -> None:
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_modules(config: DictConfig) -> None:
-    model = config.actor_rollout_ref.model
-    for name in ("target_modules", "exclude_modules"):
-        modules = OmegaConf.select(model, name, default=None)
-        several = isinstance(modules, ListConfig) and all(isinstance(one, str) for one in modules)
-        require(
-            modules is None or several or (isinstance(modules, str) and _is_expression(modules)),
-            f"{MODEL}.{name}={shown(modules)}: set it to a list of names, to an expression for whole names of modules, or to "
-            + ("all-linear" if name == "target_modules" else "null"),
-        )
-    names = model.target_modules
-    require(
-        not isinstance(names, ListConfig) or not {"lm_head", "embed_out"} & set(names),
-        f"{MODEL}.target_modules={names}: leave the output layer out, of which the self-teacher keeps one copy",
-    )
-
-
-def _is_expression(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True
 
 
 def _check_checkpoint(config: DictConfig) -> None:
