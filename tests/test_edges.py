@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from srpo_recipe.settings import kinds, unused
 from srpo_recipe.settings.compose import compose_config, verl_defaults
-from srpo_recipe.settings.ranges import LOAD_FORMATS, LOGGERS, RANGES
+from srpo_recipe.settings.ranges import LOAD_FORMATS, LOGGERS, RANGES, TOOL_FORMATS
 from srpo_recipe.settings.refusals import ACTOR, REF, ROLLOUT
 from srpo_recipe.settings.required import REQUIRED
 from srpo_recipe.settings.rules import check
@@ -103,6 +103,12 @@ def test_rollouts_that_wait_longer_than_they_may_are_refused(overrides, says):
     assert str(error.value).startswith("trainer.v1.colocate_async.num_warmup_batches=")
 
 
+def test_verls_formats_of_tool_calls_are_all_known():
+    from verl.experimental.agent_loop.tool_parser import ToolParser
+
+    assert set(TOOL_FORMATS) == set(ToolParser._registry)
+
+
 def test_the_largest_vocabulary_is_larger_than_those_of_the_shipped_models():
     from srpo_recipe.plan.architecture import PUBLISHED
 
@@ -128,6 +134,7 @@ EDGES = {
                 f"{ROLLOUT}.{name}"
                 for name in (
                     "n", "tensor_model_parallel_size", "max_num_seqs", "max_num_batched_tokens", "agent.num_workers",
+                    "multi_turn.max_parallel_calls",
                     "log_prob_max_token_len_per_gpu", "checkpoint_engine.update_weights_bucket_megabytes", "val_kwargs.n",
                 )
             ),
@@ -144,6 +151,7 @@ EDGES = {
         [
             "data.val_batch_size", f"{ROLLOUT}.max_model_len", "trainer.total_training_steps",
             "trainer.max_actor_ckpt_to_keep",
+            *(f"{ROLLOUT}.multi_turn.max_{who}_turns" for who in ("assistant", "user")),
         ],
         OR_NULL,
     ),
@@ -160,6 +168,9 @@ EDGES = {
     f"{ACTOR}.optim.lr_scheduler_type": (["linear", None, 1], ["constant", "cosine"]),
     f"{ROLLOUT}.val_kwargs.temperature": ([-1, NAN, INF, "0.6", True, None], [0.1, 1]),
     f"{ROLLOUT}.load_format": (["nonsense", None, True, "AUTO"], ["auto", "dummy", "safetensors"]),
+    f"{ROLLOUT}.multi_turn.format": (["nonsense", "llama3_json", "", None, True], ["hermes", "gpt-oss", "qwen3_coder"]),
+    f"{ROLLOUT}.multi_turn.max_tool_response_length": ([-1, 0, 1, 1.5, True, "256", None], [2, 256]),
+    f"{ROLLOUT}.multi_turn.tool_response_truncate_side": (["nonsense", "", None, True], ["left", "middle", "right"]),
     "data.dataloader_num_workers": ([-1, 1.5, True, None], [0, 8]),
     "data.truncation": (["cut", None, True], ["error", "left", "right", "middle"]),
     "trainer.log_val_generations": ([-1, 0.5, None], [0, 5]),

@@ -17,6 +17,7 @@ from srpo_recipe.data.rendered import check_rendered
 from srpo_recipe.method.chat import CHAT, is_chat
 from srpo_recipe.method.demonstrations import REFERENCE
 from srpo_recipe.records.training_rows import SUFFIXES, require_index
+from srpo_recipe.settings import agents
 from srpo_recipe.settings.wire import limited, wire, wired
 from srpo_recipe.verify import VERIFIERS, resolve
 from srpo_recipe.verify.functions import function_at
@@ -74,9 +75,11 @@ def look(config: DictConfig) -> Usable:
     examples: dict[str, Example] = {}
     counted: dict[str, list] = {key: [] for key in FILES}
     solved = not shows_reference(config)
+    loops, tools, by_row = agents.loops(config), agents.has_tools(config), False
     for key in FILES:
         for file in files(data, key):
             if "://" in file:
+                by_row = True  # perhaps
                 continue
             try:
                 table = load(file)
@@ -87,17 +90,21 @@ def look(config: DictConfig) -> Usable:
                     f"{file} has a column {taken[0]}, which is a rollout's own and would be written over it: rename the column"
                 )
             require_index(file)
+            by_row |= agents.COLUMN in table.column_names
             found[key] += len(table)
             every = max(1, len(table) // MOST_COUNTED)
             for number, row in _rows(table):
                 try:
                     source, example = checked(row, config)
+                    agents.check_row(row, loops, tools)
                 except ValueError as error:
                     raise ValueError(f"{file} row {number}: {error}") from None
                 examples.setdefault(source, example)
                 solved |= key == "train_files" and bool(example.extra.get(REFERENCE))
                 if number % every == 0:
                     counted[key].append((f"{file} row {number}", example.chat))
+    if not by_row:
+        agents.check_used(config)
     if found["train_files"] and not solved:
         raise ValueError(
             f"srpo.teacher.demonstration={REFERENCE} shows the data's own solutions, and no row of data.train_files has a text "

@@ -46,6 +46,7 @@ def compose_case(overrides: list[str], ports: list[int]) -> Case:
     try:
         from omegaconf import OmegaConf
 
+        from srpo_recipe.settings import agents
         from srpo_recipe.settings.compose import compose_config
         from srpo_recipe.settings.rules import check
 
@@ -57,6 +58,7 @@ def compose_case(overrides: list[str], ports: list[int]) -> Case:
         missing = [key for key in missing if key.startswith(("task.", "data.", "actor_rollout_ref.model."))]
         if missing:
             raise ValueError(f"{missing[0]} has no value: give {missing[0]}=...")
+        agents.check(found)
         case.composed = found
     except Exception as error:  # noqa: BLE001  (an installation without verl fails here, too)
         case.error = " ".join(str(error).split()) or type(error).__name__

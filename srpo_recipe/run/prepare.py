@@ -10,19 +10,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from srpo_recipe.data import usable
 from srpo_recipe.run import folder, guard
-from srpo_recipe.settings import local_model
+from srpo_recipe.settings import agents, local_model
 from srpo_recipe.settings.places import PATHS
 from srpo_recipe.settings.wire import wire
 
-PACKAGE = Path(__file__).parents[1]
-
 
 def check_files(config: DictConfig) -> None:
-    """Look at the files that the config names beside the data: the model's config.json.
+    """Look at the files that the config names beside the data: the model's config.json, agent loops, tools.
 
     Raises ValueError, with key and fix, where they do not hold what the run would take from them.
     """
     local_model.check(config)
+    agents.check(config)
 
 
 def prepare(config: DictConfig) -> None:
@@ -65,7 +64,7 @@ def fill(config: DictConfig) -> None:
         _room_for_a_prompt(config)
         config.actor_rollout_ref.srpo = config.srpo
         agent = config.actor_rollout_ref.rollout.agent
-        agent.agent_loop_config_path = agent.agent_loop_config_path or str(PACKAGE / "agent_loops.yaml")
+        agent.agent_loop_config_path = agent.agent_loop_config_path or str(agents.SHIPPED)
 
 
 def _check_rows(config: DictConfig) -> None:

@@ -21,12 +21,15 @@ NONE = "null for none"
 EVERY = COUNT.or_else(-1, "-1 for never")
 ALL = COUNT.or_else(-1, "-1 for all")
 IDS = COUNT.or_else(-1, "-1 for all ids")
+TURNS = COUNT.or_else(None, "null for no limit")
 
 # vllm.model_executor.model_loader.LoadFormats
 LOAD_FORMATS = (
     "auto", "hf", "dummy", "fastsafetensors", "instanttensor", "mistral", "modelexpress", "npcache", "pt", "runai_streamer",
     "runai_streamer_sharded", "safetensors", "sharded_state", "tensorizer",
 )  # fmt: skip
+# verl.experimental.agent_loop.tool_parser.ToolParser
+TOOL_FORMATS = ("hermes", "gpt-oss", "qwen3_coder", "glm", "seed", "minimax", "kimi", "deepseek_v4", "gemma4")
 # verl.utils.tracking.Tracking.supported_backend
 LOGGERS = (
     "wandb", "mlflow", "swanlab", "vemlp_wandb", "tensorboard", "console", "clearml", "trackio", "file", "rl_insight",
@@ -69,6 +72,12 @@ RANGES: dict[str, Kind] = {
     f"{ROLLOUT}.load_format": one_of(*LOAD_FORMATS),
     f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes": COUNT,
     f"{ROLLOUT}.agent.num_workers": COUNT,
+    f"{ROLLOUT}.multi_turn.format": one_of(*TOOL_FORMATS),
+    f"{ROLLOUT}.multi_turn.max_assistant_turns": TURNS,
+    f"{ROLLOUT}.multi_turn.max_user_turns": TURNS,
+    f"{ROLLOUT}.multi_turn.max_parallel_calls": COUNT,
+    f"{ROLLOUT}.multi_turn.max_tool_response_length": whole(2),  # the middle is cut out between two halves
+    f"{ROLLOUT}.multi_turn.tool_response_truncate_side": one_of("left", "middle", "right"),
     f"{ROLLOUT}.val_kwargs.n": COUNT,
     f"{ROLLOUT}.val_kwargs.temperature": at_least(0),
     f"{ROLLOUT}.val_kwargs.top_k": IDS,
