@@ -74,10 +74,12 @@ def _without_effect(config: DictConfig, keys: tuple[str, ...], read: bool, why: 
     defaults = OmegaConf.create({"srpo": OmegaConf.structured(SRPOConfig)})
     for key in keys:
         value, default = OmegaConf.select(config, key), OmegaConf.select(defaults, key)
+        if read or value == default:
+            continue
         name = config.method.name
         by_method = OmegaConf.select(_method(name) or OmegaConf.create(), key, default=default) != default
         fix = f"choose another method than {name}, which sets it" if by_method else f"leave it at {shown(default)}"
-        require(read or value == default, f"{key}={shown(value)} has no effect here ({why}): {fix}")
+        raise ValueError(f"{key}={shown(value)} has no effect here ({why}): {fix}")
 
 
 def _method(name: Any) -> DictConfig | None:
