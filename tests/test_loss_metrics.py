@@ -124,3 +124,19 @@ def test_the_self_check_allows_rounding_in_bf16_and_no_more(seed):
         else:
             with pytest.raises(RuntimeError, match="cannot be made again"):
                 states.close(OutputLayer(weight_VH), "Model")
+
+
+def test_a_weight_of_ones_own_gets_the_lengths_as_rows_of_tokens(tmp_path):
+    """A function that stacks or masks its arguments met [B, 1] beside [B, T]."""
+    from types import SimpleNamespace
+
+    from srpo_recipe.settings.schema import SRPOConfig
+    from srpo_recipe.training.losses import token_weight
+
+    (tmp_path / "mine.py").write_text(
+        "import torch\ndef mean(entropy, length):\n    return torch.stack([entropy, length.float()]).mean(0)\n"
+    )
+    view = SimpleNamespace(length_B=torch.tensor([2, 4]), place_BT=torch.arange(4).expand(2, 4))
+    entropy_BT = torch.ones(2, 4)
+    found_BT = token_weight(SRPOConfig(weight=f"{tmp_path}/mine.py:mean"), view, entropy_BT, entropy_BT)
+    assert found_BT.tolist() == [[1.5] * 4, [2.5] * 4]
