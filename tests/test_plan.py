@@ -141,11 +141,11 @@ def test_adapters_are_counted_as_peft_makes_them():
 @pytest.mark.parametrize(
     "targets, excluded",
     [
-        ("all-linear", None),
-        (("q_proj",), None),
-        (("q_proj", "layers.1.mlp.up_proj"), None),
-        ("all-linear", ("down_proj", "layers.0.self_attn.k_proj")),
-        (r".*\.mlp\..*_proj", r".*\.layers\.0\..*"),
+        (None, []),
+        (["q_proj"], []),
+        (["q_proj", "layers.1.mlp.up_proj"], []),
+        (None, ["down_proj", "layers.0.self_attn.k_proj"]),
+        (["q_proj", "up_proj"], ["layers.0.mlp.up_proj"]),
     ],
 )
 def test_adapters_on_some_modules_are_counted_as_peft_makes_them(targets, excluded):
@@ -155,9 +155,8 @@ def test_adapters_on_some_modules_are_counted_as_peft_makes_them(targets, exclud
     tiny = ROOT / "srpo_recipe/assets/tiny_qwen3"
     model = AutoModelForCausalLM.from_pretrained(tiny)
     arch, setup = describe_model(str(tiny)), replace(eight()[1], adapter=Adapter(4, targets, excluded))
-    of_peft = {"target_modules": targets, "exclude_modules": excluded}
-    of_peft = {name: list(value) if isinstance(value, tuple) else value for name, value in of_peft.items()}
-    adapted = get_peft_model(model, LoraConfig(r=4, **of_peft))
+    of_peft = LoraConfig(r=4, target_modules=targets or "all-linear", exclude_modules=excluded or None)
+    adapted = get_peft_model(model, of_peft)
     assert weights.trained(arch, setup) == adapted.get_nb_trainable_parameters()[0]
     assert weights.adapter_layer(arch, setup) <= weights.trained(arch, setup)
 
@@ -236,6 +235,27 @@ def test_what_is_offloaded_leaves_the_device_for_the_host(key, value, moved):
     before, after = memory.loss_phase(arch, setup), memory.loss_phase(arch, other)
     assert {name for name in before if before[name] and not after[name]} == moved
     assert weights.host_bytes(arch, other) > weights.host_bytes(arch, setup)
+
+
+def test_passes_without_a_gradient_have_the_whole_batch():
+    """With several optimiser steps a batch they were counted with the rows of one."""
+    setup = from_config(compose_config([*BIG, "method=grpo", "method.optimizer_steps=4"]))
+    wide = replace(setup, world=64, shards=64, log_prob_limit=10**9, teacher_limit=10**9, teacher=True)
+    assert (wide.rows, wide.batch_rows) == (1, wide.prompts * wide.rollouts // 64) and wide.batch_rows > 1
+    assert wide.log_prob_tokens == wide.batch_rows * wide.length
+    assert wide.teacher_tokens == wide.batch_rows * (wide.teacher_prompt + wide.response)
+
+
+def test_an_adapters_base_is_on_the_device_where_the_teacher_scores_and_on_the_host_where_vllm_sleeps():
+    arch = describe_model("Qwen/Qwen3-8B")
+    options = ["model=qwen3_8b", "hardware=gpu8", "task=parquet", "data.train_files=a", "data.val_files=b"]
+    setup = from_config(compose_config([*options, f"{MODEL}.lora_rank=32"]))
+    merged = from_config(compose_config([*options, f"{MODEL}.lora_rank=32", f"{MODEL}.lora.merge=true"]))
+    offloaded = replace(setup, param_offload=True)
+    assert memory.scoring_phase(arch, offloaded)["weights"] == memory.scoring_phase(arch, setup)["weights"] > 0
+    asleep = 8 * arch.parameters * setup.rollout_width / setup.tensor_parallel
+    assert weights.host_bytes(arch, setup) - weights.host_bytes(arch, merged) == asleep - 4 * arch.parameters > 0
+    assert weights.host_bytes(arch, replace(setup, sleeps=False)) == weights.host_bytes(arch, merged)
 
 
 def test_verls_own_offload_frees_the_rollout_but_not_the_update():

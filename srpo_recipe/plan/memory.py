@@ -167,7 +167,8 @@ def optimizer_phase(arch: Architecture, setup: Setup) -> Items:
 def scoring_phase(arch: Architecture, setup: Setup) -> Items:
     """The longer of the two passes without a gradient: the teacher's, and the log-prob pass where there is one."""
     tokens = setup.scoring_tokens
-    items = resident(arch, setup, training=not setup.one_forward)
+    # with adapters the teacher's pass is one of the actor's own model
+    items = resident(arch, setup, training=not setup.one_forward or (setup.teacher and setup.lora_rank > 0))
     if not setup.teacher_offload_policy:  # moved to the device for its pass
         items["teacher"] = FP32 * second_model(arch, setup) / setup.shards
     if setup.optimizer_offload:  # stays away in passes without a gradient

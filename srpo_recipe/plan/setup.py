@@ -5,7 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from srpo_recipe.plan.adapters import Adapter, modules_of
+from srpo_recipe.plan.adapters import Adapter
+from srpo_recipe.settings import lora_modules
 from srpo_recipe.settings.lora import ALONE
 from srpo_recipe.settings.read import old_policy, read
 
@@ -53,6 +54,7 @@ class Setup:
     sleeps: bool  # vLLM gives its memory back while the actor trains
     max_sequences: int
     batched_tokens: int
+    adapter_in_vllm: bool = False  # vLLM keeps the base, and moves it to the host while it sleeps
 
     @property
     def lora_rank(self) -> int:
@@ -103,13 +105,13 @@ class Setup:
     @property
     def teacher_tokens(self) -> int:
         """Most tokens of a micro-batch of the teacher's pass; 0 where there is none."""
-        group = self.rows * (self.teacher_prompt + self.response)
+        group = self.batch_rows * (self.teacher_prompt + self.response)
         return min(self.teacher_limit, self.sliced(group)) if self.teacher else 0
 
     @property
     def log_prob_tokens(self) -> int:
         """The same of the log-prob pass. verl's, it makes the logits of them all."""
-        return 0 if self.one_forward else min(self.log_prob_limit, self.sliced(self.rows * self.length))
+        return 0 if self.one_forward else min(self.log_prob_limit, self.sliced(self.batch_rows * self.length))
 
     @property
     def scoring_tokens(self) -> int:
@@ -159,14 +161,16 @@ def _limits(config: DictConfig) -> dict[str, int]:
     }
 
 
-def _adapter(model: DictConfig) -> Adapter:
-    return Adapter(model.lora_rank, modules_of(model.target_modules), modules_of(model.get("exclude_modules")))
+def _adapter(config: DictConfig) -> Adapter:
+    names = lora_modules.named(config)
+    rank = config.actor_rollout_ref.model.lora_rank
+    return Adapter(rank, names.get(lora_modules.TARGET), names.get(lora_modules.EXCLUDED, ()))
 
 
 def from_config(config: DictConfig) -> Setup:
     """The numbers of a composed config. Raises ValueError for a number type that it does not know."""
     settings = read(config)
-    actor, ref, rollout = (config.actor_rollout_ref[name] for name in ("actor", "ref", "rollout"))
+    actor, ref, rollout, model = (config.actor_rollout_ref[name] for name in ("actor", "ref", "rollout", "model"))
     precision = actor.fsdp_config.get("mixed_precision") or {}
     world = config.trainer.nnodes * config.trainer.n_gpus_per_node
     shards = actor.fsdp_config.fsdp_size
@@ -180,11 +184,11 @@ def from_config(config: DictConfig) -> Setup:
         reduce_width=_width(precision.get("reduce_dtype"), "fp32"),
         on_cpu=on_cpu,
         teacher=settings.needs_teacher,
-        adapter=_adapter(config.actor_rollout_ref.model),
+        adapter=_adapter(config),
         saves_adapters_alone=bool(OmegaConf.select(config, ALONE, default=False)),
         one_forward=old_policy(config) == "update",
-        checkpointing=config.actor_rollout_ref.model.enable_gradient_checkpointing,
-        packed=config.actor_rollout_ref.model.use_remove_padding,
+        checkpointing=model.enable_gradient_checkpointing,
+        packed=model.use_remove_padding,
         prefetch=not on_cpu,
         offload_policy=actor.fsdp_config.offload_policy,
         teacher_offload_policy=ref.fsdp_config.offload_policy,
@@ -207,4 +211,5 @@ def from_config(config: DictConfig) -> Setup:
         sleeps=rollout.free_cache_engine,
         max_sequences=rollout.max_num_seqs,
         batched_tokens=rollout.max_num_batched_tokens,
+        adapter_in_vllm=bool(model.lora_rank and not OmegaConf.select(model, "lora.merge", default=False)),
     )

@@ -41,7 +41,8 @@ def second_model(arch: Architecture, setup: Setup) -> int:
 
 
 def host_bytes(arch: Architecture, setup: Setup) -> float:
-    """Bytes of a node's own memory: offloaded parts, and the fp32 copies from which the weights are loaded.
+    """Bytes of a node's own memory: offloaded parts, and the fp32 copies from which the weights are loaded, or later the weights
+    of engines that sleep and keep them (vllm_async_server.py:1289), whichever is more.
 
     verl loads a full copy on one rank of a group, but on every rank where the output layer is tied
     (fsdp/transformer_impl.py, get_init_weight_context_manager).
@@ -54,7 +55,9 @@ def host_bytes(arch: Architecture, setup: Setup) -> float:
     )
     parts += second_model(arch, setup) * (setup.teacher_offload_policy or setup.teacher_param_offload)
     copies = setup.per_node if arch.tied else 1
-    return FP32 * (setup.per_node * parts / setup.shards + copies * arch.parameters)
+    asleep = setup.per_node * arch.parameters * setup.rollout_width / setup.tensor_parallel
+    asleep *= setup.adapter_in_vllm and setup.sleeps and not setup.on_cpu
+    return FP32 * setup.per_node * parts / setup.shards + max(FP32 * copies * arch.parameters, asleep)
 
 
 def checkpoint_bytes(arch: Architecture, setup: Setup) -> float:

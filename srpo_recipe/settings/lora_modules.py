@@ -9,6 +9,7 @@ from srpo_recipe.settings.refusals import MODEL
 from srpo_recipe.verify.settings import require
 
 ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output layer
+TARGET, EXCLUDED = f"{MODEL}.target_modules", f"{MODEL}.exclude_modules"
 
 
 class Layers(NamedTuple):
@@ -23,23 +24,21 @@ def check(model: DictConfig) -> None:
     and for none, and for the output layer.
     """
     target, excluded = (_plain(model[name]) for name in ("target_modules", "exclude_modules"))
-    key = f"{MODEL}.target_modules"
     require(
         target != [ALL_LINEAR],
-        f"{key}=[{ALL_LINEAR}] is looked for as the name of a layer: write {ALL_LINEAR} without brackets",
+        f"{TARGET}=[{ALL_LINEAR}] is looked for as the name of a layer: write {ALL_LINEAR} without brackets",
     )
     require(
         target == ALL_LINEAR or _is_names(target),
-        f"{key}={_shown(target)}: set it to {ALL_LINEAR}, or to a list of layers' names{_as_list(target)}",
+        f"{TARGET}={_shown(target)}: set it to {ALL_LINEAR}, or to a list of layers' names{_as_list(target)}",
     )
     require(
         target == ALL_LINEAR or not {"lm_head", "embed_out"} & {name.rpartition(".")[2] for name in target},
-        f"{key}={_shown(target)}: leave the output layer out, of which the self-teacher keeps one copy",
+        f"{TARGET}={_shown(target)}: leave the output layer out, of which the self-teacher keeps one copy",
     )
     require(
         excluded is None or _is_names(excluded),
-        f"{MODEL}.exclude_modules={_shown(excluded)}: set it to null for none, or to a list of layers' names"
-        + _as_list(excluded),
+        f"{EXCLUDED}={_shown(excluded)}: set it to null for none, or to a list of layers' names" + _as_list(excluded),
     )
 
 
@@ -67,8 +66,8 @@ def _shown(value: Any) -> str:
 def named(config: DictConfig) -> dict[str, list[str]]:
     """The names that target_modules and exclude_modules list, by key; all-linear is none."""
     model = config.actor_rollout_ref.model
-    given = {name: _plain(model[name]) for name in ("target_modules", "exclude_modules") if model.lora_rank}
-    return {f"{MODEL}.{name}": value for name, value in given.items() if isinstance(value, list)}
+    given = {TARGET: _plain(model.target_modules), EXCLUDED: _plain(model.exclude_modules)} if model.lora_rank else {}
+    return {key: names for key, names in given.items() if isinstance(names, list)}
 
 
 def in_words(model: DictConfig) -> str:
@@ -80,22 +79,22 @@ def in_words(model: DictConfig) -> str:
 
 def check_against(modules: dict[str, list[str]], layers: Layers, path: str) -> None:
     """Raise ValueError, with key and fix, for names that `named` gave and that the model has no linear layer for."""
-    target, excluded = (modules.get(f"{MODEL}.{name}") for name in ("target_modules", "exclude_modules"))
+    target, excluded = modules.get(TARGET), modules.get(EXCLUDED)
     last = ", ".join(sorted({name.rpartition(".")[2] for name in layers.inner}))
     for key, names in modules.items():
         of_head = [] if names is target else layers.head
         for name in names:
             require(
-                any(_matches(name, layer) for layer in [*layers.inner, *of_head]),
+                any(matches(name, layer) for layer in [*layers.inner, *of_head]),
                 f"{key}={_shown(names)}: {path} has no linear layer {name} that an adapter could be on; it has {last}",
             )
-    adapted = [layer for layer in layers.inner if target is None or any(_matches(name, layer) for name in target)]
+    adapted = [layer for layer in layers.inner if target is None or any(matches(name, layer) for name in target)]
     require(
-        any(not any(_matches(name, layer) for name in excluded or ()) for layer in adapted),
-        f"{MODEL}.exclude_modules={_shown(excluded)} leaves no layer for an adapter: take names out of it",
+        any(not any(matches(name, layer) for name in excluded or ()) for layer in adapted),
+        f"{EXCLUDED}={_shown(excluded)} leaves no layer for an adapter: take names out of it",
     )
 
 
-def _matches(name: str, layer: str) -> bool:
+def matches(name: str, layer: str) -> bool:
     """As peft matches a name in a list (tuners/tuners_utils.py, check_target_module_exists)."""
     return layer == name or layer.endswith(f".{name}")
