@@ -84,13 +84,14 @@ def rates(protocol: Protocol, records: Records) -> Mapping[tuple[str, str], floa
     """The chosen rate of every (task, arm) that chooses. Raises ValueError where there is none, and for a reported run that has
     another.
     """
-    chosen = {place: one["chosen"] for place, one in choices(measured(records), protocol).items()}
+    kept = records.all()
+    chosen = {place: one["chosen"] for place, one in choices(measured(kept), protocol).items()}
     if none := [" ".join(place) for place, rate in chosen.items() if rate is None]:
         raise ValueError(
             f"no rate can be chosen for {', '.join(none)}: a run of theirs has no accuracy at the steps that decide; "
             f"see {records.folder}, mend it and remove its record and its folder"
         )
-    refuse_other_rates(records, chosen)
+    refuse_other_rates(records, kept, chosen)
     return chosen
 
 

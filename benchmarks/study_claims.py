@@ -40,7 +40,8 @@ def choices(runs: Runs, protocol: Protocol) -> dict[tuple[str, str], dict[str, A
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
     """The middle 95 % of the means of all n^n draws of the n paired differences with replacement: the exact bootstrap."""
-    means = [sum(draw) / len(draw) for draw in itertools.product(differences, repeat=len(differences))]
+    # Rounded, so that a mean of accuracies that is 0 lies not above it.
+    means = [round(sum(draw) / len(draw), 12) for draw in itertools.product(differences, repeat=len(differences))]
     low, high = np.percentile(means, (2.5, 97.5), method="inverted_cdf")
     return float(low), float(high)
 
@@ -82,13 +83,15 @@ def claims(protocol: Protocol, grpo: str) -> list[Claim]:
         return Claim(name, f"{says}, accuracy at steps {', '.join(map(str, steps))}", task, (one, other), of)
 
     def lengths(arms: Mapping[str, Measured]) -> float | None:
+        if any(run.failed for run in arms.values()):
+            return None
         long, middle, short = (arms[arm].length(*late_steps) for arm in (grpo, "srpo", "sdpo"))
         gaps = _minus(long, middle), _minus(middle, short)
         return None if None in gaps else min(one for one in gaps if one is not None)
 
     def crossing(arms: Mapping[str, Measured]) -> float | None:
         srpo, grpo4 = arms["srpo"], arms["grpo4"]
-        if srpo.conditions != grpo4.conditions:  # seconds of two machines
+        if srpo.conditions != grpo4.conditions or srpo.failed or grpo4.failed:  # seconds of two machines
             return None
         ratios = []
         for span in ((2, protocol.test_every), late_steps):
@@ -99,7 +102,7 @@ def claims(protocol: Protocol, grpo: str) -> list[Claim]:
         return min(ratios[0], -ratios[1])
 
     early, late = protocol.early, protocol.late
-    first, last = f"first {protocol.test_every} steps", f"last {2 * protocol.test_every} steps"
+    first, last = f"steps 2 to {protocol.test_every}", f"last {2 * protocol.test_every} steps"
     size = f"smaller of {grpo} - SRPO and SRPO - SDPO, mean response length in the {last}"
     cost = f"smaller of log(SRPO / grpo4), {first}, and -log of it, {last}, seconds a step"
     without, figure = "SRPO - the same without", "SDPO on failed - on correct rollouts alone"

@@ -32,7 +32,7 @@ class Measured:
 
     Each by step: accuracies (held-out, 0 to 1), lengths (mean response, tokens), step_seconds (without checkpoint and samples),
     entropies (the teacher's, nats). failed: it ended before its last step, twice. model: the hash of a model made for it.
-    conditions: machine and runs side by side, under which its seconds were taken.
+    conditions: machine and runs side by side, under which its seconds were taken; the run itself, where they changed.
     """
 
     accuracies: Mapping[int, float]
@@ -165,32 +165,38 @@ class Records:
             raise ValueError(f"{path} was made by another command, which differs in {' '.join(other)}; {move}")
 
 
+Kept = Sequence[tuple[Run, Mapping[str, Any]]]  # runs and their records, of one reading
 Runs = dict[tuple[str, str, str], dict[int | float, Measured]]  # by stage, task, arm; then by seed, in `choose` by rate
 
 
-def measured(records: Records) -> Runs:
-    """Every run that has a record."""
+def measured(kept: Kept) -> Runs:
+    """What is judged of the runs that have a record."""
     found: Runs = {}
-    for run, record in records.all():
+    for run, record in kept:
         by_step = [dict(enumerate(record[name], 1)) for name in ("length", "step_seconds", "entropy")]
         found.setdefault((run.stage, run.task, run.arm), {})[run.rate if run.stage == CHOOSE else run.seed] = Measured(
             {int(step): value for step, value in record["accuracy"].items()},
             *({step: value for step, value in one.items() if value is not None} for one in by_step),
             failed=record["status"] == FAILED,
             model=record.get("model"),
-            conditions=(record["machine"], record["at_a_time"]),
+            conditions=_conditions(run, record),
         )
     return found
 
 
-def refuse_other_rates(records: Records, chosen: Mapping[tuple[str, str], float | None]) -> None:
+def _conditions(run: Run, record: Mapping[str, Any]) -> tuple:
+    machine, at_a_time = record["machine"], record["at_a_time"]
+    return (machine, at_a_time) if isinstance(at_a_time, int) and ";" not in machine else (key(run),)
+
+
+def refuse_other_rates(records: Records, kept: Kept, chosen: Mapping[tuple[str, str], float | None]) -> None:
     """Raises ValueError, with the files, for reported runs at another rate than that of their arm.
 
-    chosen: by (task, arm), None where there is none yet.
+    kept: of `records`; chosen: by (task, arm), None where there is none yet.
     """
     other = [
         str(records.path(run))
-        for run, _ in records.all()
+        for run, _ in kept
         if run.stage != CHOOSE and chosen.get((run.task, ARMS[run.arm].rate_of)) not in (None, run.rate)
     ]
     if other:

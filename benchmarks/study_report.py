@@ -1,14 +1,14 @@
 """The study's tables as files of results: choices, runs and claims. Before the runs every figure is "not run"."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from study_claims import NOT_RUN, Claim, better_grpo, choices, claims, differences, interval, pairs, verdict
-from study_protocol import ARMS, CHOOSE, REPORT, Protocol, Run, choosing, reporting
-from study_records import FAILED, Records, Runs, key, measured, refuse_other_rates
+from study_protocol import ARMS, CHOOSE, REPORT, Protocol, choosing, reporting
+from study_records import FAILED, Kept, Records, Runs, key, measured, refuse_other_rates
 
 from srpo_recipe.records.results import write_results
 
@@ -20,9 +20,10 @@ def write(records: Records, results: Path) -> None:
 
     Raises ValueError as Records.all does, and for a reported run at another rate than the chosen one.
     """
-    protocol, runs, kept = records.protocol, measured(records), records.all()
+    protocol, kept = records.protocol, records.all()
+    runs = measured(kept)
     chosen = choices(runs, protocol)
-    refuse_other_rates(records, {place: one["chosen"] for place, one in chosen.items()})
+    refuse_other_rates(records, kept, {place: one["chosen"] for place, one in chosen.items()})
     more = source(kept, protocol)
     seeds = sorted({seed for _, plan in protocol.tasks for seed in plan.seeds})
     rows = choice_rows(chosen, protocol)
@@ -46,7 +47,7 @@ def write(records: Records, results: Path) -> None:
     write_results(results / "study_claims.json", about, head, rows, seeds, COMMAND, failed=failed, **more)
 
 
-def source(kept: Sequence[tuple[Run, Mapping[str, Any]]], protocol: Protocol) -> dict[str, Any]:
+def source(kept: Kept, protocol: Protocol) -> dict[str, Any]:
     """Of all tables: how many runs are in, and where, when and from which commits they were made."""
     if not kept:
         said = "The protocol; its runs were not made yet."
@@ -62,7 +63,7 @@ def source(kept: Sequence[tuple[Run, Mapping[str, Any]]], protocol: Protocol) ->
     days = list(dict.fromkeys(in_order[place]["finished"][:10] for place in (0, -1)))
     said = (
         f"{counts[0]} of {of[0]} runs that choose and {counts[1]} of {of[1]} that are reported are in, {failed} of them failed; "
-        f"commit {', '.join(commits)}; {' to '.join(days)}"
+        f"{'; '.join(machines)}; commit {', '.join(commits)}; {' to '.join(days)}"
         + (f"; {len(models)} models for picks" if len(models) > 1 else "")
     )
     return {
@@ -85,13 +86,16 @@ def choice_rows(chosen: Mapping[tuple[str, str], Mapping[str, Any]], protocol: P
 
 
 def run_rows(runs: Runs, chosen: Mapping[tuple[str, str], Mapping[str, Any]], protocol: Protocol) -> list[list[Any]]:
-    """One line for each arm: what its seeds logged, on the mean."""
+    """One line for each arm: what its seeds logged, on the mean; seconds of those that ran under the task's usual conditions."""
     early, late = protocol.early, protocol.late
     first, last = (2, protocol.test_every), (protocol.report_steps - 2 * protocol.test_every + 1, protocol.report_steps)
     rows = []
     for task, plan in protocol.tasks:
+        conditions = Counter(run.conditions for arm in plan.arms for run in runs.get((REPORT, task, arm), {}).values())
+        usual = max(conditions, key=conditions.__getitem__, default=None)
         for arm in plan.arms:
             of = [run for _, run in sorted(runs.get((REPORT, task, arm), {}).items())]
+            alike = [run for run in of if run.conditions == usual]
             rate = chosen[task, ARMS[arm].rate_of]["chosen"]
             lates = [run.accuracy(late) for run in of]
             rows.append(
@@ -101,7 +105,7 @@ def run_rows(runs: Runs, chosen: Mapping[tuple[str, str], Mapping[str, Any]], pr
                     *(_percent(_mean([run.accuracy(steps) for run in of])) for steps in ((0,), early, late)),
                     " ".join(_percent(value) for value in lates) or NOT_RUN,
                     " / ".join(_number(_mean([run.length(*span) for run in of]), 1) for span in (first, last)),
-                    " / ".join(_number(_mean([run.seconds(*span) for run in of]), 2) for span in (first, last)),
+                    " / ".join(_number(_mean([run.seconds(*span) for run in alike]), 2) for span in (first, last)),
                     _number(_mean([run.entropy(1, protocol.test_every) for run in of]), 3),
                 ]
             )

@@ -1,13 +1,12 @@
 """Runs the study's runs, so many at a time, and writes the record of each that is at its end.
 
 A run that has a record is left alone, an interrupted one goes on from its checkpoint, one that failed is tried once more and then
-stays failed. OUT/manifest.json is the book of what this machine began: attempts and seconds of each run, and of a failed one the
-end of its log.
+stays failed. What this machine began stands in the book (study_book.py).
 """
 
 import json
 import os
-import shlex
+import shutil
 import signal
 import subprocess
 import threading
@@ -18,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import study_model
-from study_protocol import OUT, Protocol, Run, command, settings
+from study_book import Book, ended, side_by_side
+from study_protocol import OUT, Protocol, Run, command
 from study_records import ENDED, FAILED, Records, key
 
+from srpo_recipe.records.checkpoint import TRACKER
 from srpo_recipe.records.files import write_whole
 from srpo_recipe.records.metrics_file import read_lines
 from srpo_recipe.records.results import machine
@@ -37,43 +38,6 @@ START_SECONDS, STEP_SECONDS, TEST_SECONDS = 110.0, 2.5, 5.0
 def expected(run: Run, protocol: Protocol) -> float:
     """Seconds of a run, as estimated before any was made."""
     return START_SECONDS + run.steps * STEP_SECONDS + run.steps // protocol.test_every * TEST_SECONDS
-
-
-class Book:
-    """The manifest. out: the study's folder. Raises ValueError for the folder of another protocol."""
-
-    def __init__(self, out: Path, protocol: Protocol):
-        self.out, self.protocol, self.path = out, protocol, out / "manifest.json"
-        self._lock = threading.Lock()
-        written = json.loads(self.path.read_text()) if self.path.exists() else {"protocol": None, "runs": {}}
-        if written["protocol"] not in (None, settings(protocol)):
-            raise ValueError(f"{self.path} belongs to another protocol: take another --out")
-        self.content: dict[str, Any] = {"protocol": settings(protocol), "runs": written["runs"]}
-
-    def add(self, runs: Iterable[Run]) -> None:
-        """Enter runs that are not there yet, with their commands."""
-        with self._lock:
-            for run in runs:
-                entry = self.content["runs"].setdefault(key(run), {"attempts": 0, "seconds": 0.0})
-                entry["command"] = shlex.join(command(run, self.protocol, self.out))
-            self._write()
-
-    def entry(self, run: Run) -> dict[str, Any]:
-        return self.content["runs"][key(run)]
-
-    def change(self, run: Run, **changes: Any) -> None:
-        with self._lock:
-            self.entry(run).update(changes)
-            self._write()
-
-    def _write(self) -> None:
-        write_whole(self.path, json.dumps(self.content, indent=1) + "\n")
-
-
-def ended(run: Run, out: Path) -> bool:
-    """Whether the run went to its last step."""
-    path = run.folder(out) / "summary.json"
-    return path.exists() and json.loads(path.read_text())["steps"] >= run.steps
 
 
 class Stopped(Exception):
@@ -126,6 +90,7 @@ class Runner:
         self.at_a_time, self.until, self.retry = at_a_time, until, retry
         self.environment = {**os.environ, "SRPO_DOCTOR": "no"}
         self.stop = threading.Event()
+        self._under_way: set[int] = set()
 
     def left(self, runs: Iterable[Run]) -> list[Run]:
         """Those that have no record, and with `retry` those that have failed."""
@@ -142,41 +107,44 @@ class Runner:
         with ThreadPoolExecutor(self.at_a_time) as pool:
             waiting = [pool.submit(self._one, run) for run in left]
             try:
-                for each in waiting:
-                    each.result()
+                return all([each.result() for each in waiting])
             except BaseException:
                 self.stop.set()
                 raise
-        return all(self.records.find(run) for run in runs)
 
-    def _one(self, run: Run) -> None:
-        """Both attempts of a run, and its record."""
-        if self.stop.is_set() or time.monotonic() >= self.until or not self.left([run]):
-            return
+    def _one(self, run: Run) -> bool:
+        """Both attempts of a run, and its record; returns whether it is at its end."""
+        if not self.left([run]):
+            return True
+        if self.stop.is_set() or time.monotonic() >= self.until:
+            return False
         place = self.progress.begin(run)
         while not ended(run, self.book.out) and self.book.entry(run)["attempts"] < ATTEMPTS:
             if self.stop.is_set() or time.monotonic() >= self.until:
-                return
+                return False
             self._attempt(run)
         entry = self.book.entry(run)
         more: dict[str, Any] = {"status": ENDED} if ended(run, self.book.out) else {"status": FAILED}
+        lines = read_lines(run.folder(self.book.out) / "metrics.jsonl")
         if more["status"] == FAILED:
+            lines = read_lines(self._reached(run))
             more |= {"exit": entry["exit"], "said": self._said(entry["log"])}
         if run.task == "picks":
             more["model"] = study_model.digest(self.book.out)
         self.records.write(
             run,
-            read_lines(run.folder(self.book.out) / "metrics.jsonl"),
+            lines,
             attempts=entry["attempts"],
             seconds=round(entry["seconds"]),
             finished=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
             commit=entry.get("commit", commit()),
-            machine=machine(),
-            at_a_time=self.at_a_time,
+            machine="; ".join(dict.fromkeys(entry["machine"])) or machine(),
+            at_a_time=side_by_side(entry),
             **more,
         )
         how = ENDED if more["status"] == ENDED else f"FAILED ({more['exit']}: {more['said']})"
         self.progress.end(run, place, how, entry["seconds"])
+        return True
 
     def _said(self, log: Sequence[str]) -> str:
         """The line of a log that names the cause, or its last one, without the places of this machine."""
@@ -188,12 +156,35 @@ class Runner:
     def _attempt(self, run: Run) -> None:
         """One start of a run, to its end, into the book. One that is asked to end does not count, but for its seconds."""
         began, entry = time.monotonic(), self.book.entry(run)
-        self.book.change(run, commit=commit())
+        self._remove_lost_end(run)
+        places = {"at_a_time": [*entry["at_a_time"], self.at_a_time], "machine": [*entry["machine"], machine()]}
+        self.book.change(run, commit=commit(), **places)
         status, tail = self._start(run)
+        self._keep_reached(run)
         changes: dict[str, Any] = {"seconds": entry["seconds"] + time.monotonic() - began}
         if not (self.stop.is_set() and status):
             changes |= {"attempts": entry["attempts"] + 1, "exit": status, "log": tail}
         self.book.change(run, **changes)
+
+    def _remove_lost_end(self, run: Run) -> None:
+        """A run that died between its last checkpoint and that step's metrics is at its end for itself, and lacks what is judged:
+        it begins anew.
+        """
+        tracker = run.folder(self.book.out) / "checkpoints" / TRACKER
+        if tracker.exists() and int(tracker.read_text()) >= run.steps:
+            shutil.rmtree(run.folder(self.book.out))
+
+    def _reached(self, run: Run) -> Path:
+        return run.folder(self.book.out).parent / "logs" / f"{run.name}.jsonl"
+
+    def _keep_reached(self, run: Run) -> None:
+        """The metrics of every step that an attempt came to: a later attempt writes from its checkpoint on."""
+        both = [
+            *read_lines(self._reached(run)) * (self.book.entry(run)["attempts"] > 0),
+            *read_lines(run.folder(self.book.out) / "metrics.jsonl"),
+        ]
+        by_step = {line["step"]: line for line in both}
+        write_whole(self._reached(run), "".join(json.dumps(by_step[step]) + "\n" for step in sorted(by_step)))
 
     def _start(self, run: Run) -> tuple[int, list[str]]:
         """Start a run and wait for its end; (exit status, the last lines of its log)."""
@@ -208,13 +199,20 @@ class Runner:
                 env=self.environment,
                 start_new_session=True,
             )
-            status = self._wait(process)
+            self._under_way.add(process.pid)
+            fewer, status = self._wait(process)
+            self._under_way.discard(process.pid)
+        self.book.change(run, fewer_seconds=self.book.entry(run)["fewer_seconds"] + fewer)
         return status, log.read_text(errors="replace").splitlines()[-20:]
 
-    def _wait(self, process: subprocess.Popen) -> int:
-        last = time.monotonic() + LONGEST
-        while process.poll() is None and not self.stop.is_set() and time.monotonic() < last:
+    def _wait(self, process: subprocess.Popen) -> tuple[float, int]:
+        """(seconds with fewer runs side by side than asked, exit status)"""
+        now, fewer = time.monotonic(), 0.0
+        last = now + LONGEST
+        while process.poll() is None and not self.stop.is_set() and now < last:
             time.sleep(0.5)
+            before, now = now, time.monotonic()
+            fewer += (now - before) * (len(self._under_way) < self.at_a_time)
         for signs in (signal.SIGINT, signal.SIGKILL):
             if process.poll() is not None:
                 break
@@ -223,4 +221,4 @@ class Runner:
                 process.wait(GRACE)
             except subprocess.TimeoutExpired:
                 continue
-        return process.wait()
+        return fewer, process.wait()

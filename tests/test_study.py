@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import study  # noqa: E402
+import study_book  # noqa: E402
 import study_claims  # noqa: E402
 import study_model  # noqa: E402
 import study_protocol  # noqa: E402
@@ -188,6 +189,10 @@ def test_a_failed_run_counts_with_nothing_and_an_unfinished_one_does_not_count()
     assert number("2.", {"srpo": measured(whole), "sdpo": measured(half, failed=True)}) == pytest.approx(0.85 - 0.3)
     assert number("2.", {"srpo": measured(whole), "sdpo": measured({}, failed=True)}) == pytest.approx(0.85)
     assert number("2.", {"srpo": measured(whole), "sdpo": measured(half)}) is None
+    good = {"grpo1": measured(whole), "grpo4": measured(whole), "srpo": measured(whole), "sdpo": measured(whole)}
+    late = {**good, "sdpo": measured(whole, failed=True), "grpo4": measured(whole, failed=True)}
+    assert number("4.", good) is not None and number("5.", good) is not None
+    assert number("4.", late) is None and number("5.", late) is None
 
 
 def test_the_verdicts():
@@ -195,6 +200,10 @@ def test_the_verdicts():
     assert study_claims.verdict([-0.1, -0.2, -0.3]) == REFUTED
     assert study_claims.verdict([0.5, -0.4, 0.6, -0.5, 0.1]) == OPEN
     assert study_claims.verdict([0.1, 0.2]) == OPEN and study_claims.verdict([]) == OPEN
+    # In fractions the lower end is 3 x -2 + 2 x 3 = 0; made of these doubles it lay 2e-17 above it.
+    ours, theirs = np.array([700, *[703] * 4]) / 768, np.array([702, *[700] * 4]) / 768
+    found = (ours - theirs).tolist()
+    assert study_claims.interval(found)[0] == 0 and study_claims.verdict(found) == OPEN
     for word in (SHOWN, REFUTED, OPEN):
         assert f"**{word}**" in PAGE
 
@@ -243,7 +252,7 @@ def test_the_best_rate_on_validation_is_chosen_and_the_smallest_of_equal_ones(tm
         if run.arm in ("srpo", "grpo1", "grpo4") and run.task == "sums" and (run.arm != "grpo4" or run.rate < 1e-3):
             gain = 0.1 if run.arm == "grpo1" else 0.0
             record(records, run, {10: 1.0, 30: values[run.rate] + gain, 40: values[run.rate] + gain})
-    found = study_claims.choices(study_records.measured(records), STUDY)
+    found = study_claims.choices(study_records.measured(records.all()), STUDY)
     assert found["sums", "srpo"]["chosen"] == 1e-4 and found["sums", "grpo1"]["chosen"] == 1e-4
     assert found["sums", "grpo4"]["chosen"] is None  # one of its runs is not there yet
     assert found["sums", "grpo1"]["by_rate"][1e-4] == pytest.approx(0.9)
@@ -268,7 +277,7 @@ def test_a_record_keeps_what_is_judged_and_no_more(tmp_path):
         "trainer.total_training_steps=120" in kept["command"]
         and "run.root=outputs/study/report-sums" in kept["command"]
     )
-    found = study_records.measured(records)[REPORT, "sums", "srpo"][1]
+    found = study_records.measured(records.all())[REPORT, "sums", "srpo"][1]
     assert found.accuracies == {0: 0.5, 60: 0.75, 120: 1 - 1 / 256} and found.entropies == {1: 0.1235}
     assert found.length(2, 4) == pytest.approx(29.12) and found.seconds(101, 120) == 1.0 and not found.failed
 
@@ -387,6 +396,18 @@ def fake(monkeypatch):
         summary = f"echo '{{\"steps\": {run.steps}}}' > {folder}/summary.json"
         if run.seed == 7:  # fails always
             return ["bash", "-c", done + f"echo The run ended: it broke in {folder.parent}; echo more; exit 3"]
+        if run.seed == 9:  # dies behind its last checkpoint; started again, it says that it is finished
+            died, tracker = f"{folder}.died", f"{folder}/checkpoints/latest_checkpointed_iteration.txt"
+            first = f"mkdir -p {folder}/checkpoints; touch {died}; echo {run.steps} > {tracker}; exit 1"
+            return ["bash", "-c", done + f"[ -e {tracker} ] && exit 0; [ -e {died} ] || {{ {first}; }}; {summary}"]
+        if run.seed == 10:  # comes to step 3, then from a checkpoint to step 2
+            last = f"$((4 - $(wc -l < {folder}/starts)))"
+            line = f'{{\\"step\\": $s, \\"{KEY}\\": 0.$s}}'
+            return [
+                "bash",
+                "-c",
+                done + f'for s in $(seq {last}); do echo "{line}"; done > {folder}/metrics.jsonl; exit 1',
+            ]
         if run.seed == 8:  # fails once
             return ["bash", "-c", done + f"[ $(wc -l < {folder}/starts) -ge 2 ] && {summary} || exit 1"]
         return ["bash", "-c", done + (f"sleep {run.rate}; " if run.rate >= 1 else "") + summary]
@@ -400,8 +421,8 @@ def starts(run: Run, out: Path) -> int:
 
 
 def runner(folder: Path, runs: list[Run], until: float = float("inf"), retry: bool = False, out: str = "out"):
-    """For runs of QUICK, with seeds 1, 2, 7 and 8."""
-    plan = replace(QUICK.tasks[0][1], seeds=(1, 2, 7, 8))
+    """For runs of QUICK, with seeds 1, 2 and 7 to 10."""
+    plan = replace(QUICK.tasks[0][1], seeds=(1, 2, 7, 8, 9, 10))
     protocol = replace(QUICK, tasks=(("sums", plan),))
     book, records = study_runs.Book(folder / out, protocol), Records(folder / "study", protocol)
     return study_runs.Runner(book, records, study_runs.Progress(protocol, len(runs), runs, 2), 2, until, retry)
@@ -426,7 +447,37 @@ def test_runs_end_once_are_tried_twice_and_stay_failed(tmp_path, fake, capsys):
     assert re.search(r"seed7: FAILED \(3: The run ended: it broke .*\) after \d+ s; \d left, about 0.0 hours", printed)
     again = runner(tmp_path, runs)
     assert again.all(runs) and [starts(run, out) for run in runs] == [1, 2, 2]  # left alone
+    assert not runner(tmp_path, runs, until=0.0, retry=True).all(runs)  # a failed run that is not tried again yet
     assert runner(tmp_path, runs, retry=True).all(runs) and [starts(run, out) for run in runs] == [1, 4, 2]
+
+
+def test_a_run_that_dies_behind_its_last_checkpoint_is_made_again(tmp_path, fake):
+    """Started again it says that it is finished, and lacks the metrics of its last step."""
+    (one,) = runs = reported(9)
+    first = runner(tmp_path, runs)
+    assert first.all(runs) and (tmp_path / "out" / "report-sums" / f"{one.name}.died").exists()
+    assert first.records.find(one)["status"] == ENDED and first.records.find(one)["attempts"] == 2
+
+
+def test_a_failed_run_keeps_what_any_attempt_reached(tmp_path, fake):
+    (one,) = runs = reported(10)
+    first = runner(tmp_path, runs)
+    assert first.all(runs) and first.records.find(one)["status"] == FAILED
+    assert first.records.find(one)["accuracy"] == {"1": 0.1, "2": 0.2, "3": 0.3}
+
+
+def test_seconds_under_changing_conditions_are_of_no_like_run(tmp_path, fake, monkeypatch):
+    """A run that goes on alone, or is taken up with another number side by side."""
+    monkeypatch.setattr(study_book, "ALONE", 2.0)
+    long, short = replace(reported(1)[0], rate=5.0), replace(reported(2)[0], rate=1.0)
+    first = runner(tmp_path, [long, short])
+    assert first.all([long, short])
+    sides = [first.records.find(run)["at_a_time"] for run in (long, short)]
+    assert re.fullmatch(r"2, fewer for [345] s", sides[0]) and sides[1] == 2
+    found = study_records.measured([(run, first.records.find(run)) for run in (long, short)])
+    assert [one.conditions[1:] for one in found[REPORT, "sums", "srpo"].values()] == [(), (2,)]
+    both = {"at_a_time": [2, 1], "machine": [], "fewer_seconds": 0.0}
+    assert study_book.side_by_side(both) == "2 then 1"
 
 
 def test_what_is_recorded_is_not_run_again_where_the_folder_is_lost(tmp_path, fake):
@@ -509,9 +560,7 @@ def test_the_tables_before_and_after_runs(tmp_path):
                 claims = {row[0]: row for row in tables(tmp_path)["claims"]["rows"]}
                 assert claims["2. SDPO is unstable late"][3:] == ["not run", "9 of 10", 0, "not run"]
                 assert {row[1]: row for row in tables(tmp_path)["runs"]["rows"][:8]}["sdpo"][3] == "4 of 5"
-                said = (
-                    "0 of 28 runs that choose and 9 of 45 that are reported are in, 1 of them failed; commit abc, def"
-                )
+                said = "0 of 28 runs that choose and 9 of 45 that are reported are in, 1 of them failed; 2 cores; commit abc, def"
                 assert {one["source"] for one in tables(tmp_path).values()} == {f"{said}; 2026-01-02."}
             of = {0: 0.5, 10: 0.6, 20: 0.7, 30: 0.8, 110: late, 120: late}
             status = FAILED if (arm, seed) == ("sdpo", 3) else ENDED
