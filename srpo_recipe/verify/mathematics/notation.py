@@ -77,7 +77,7 @@ def _unified(text: str) -> str:
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _UNIT = re.compile(
-    r"(?<=[\d})!.°])\s*(?:\\text\{\s*([^{}\d]*?)\s*\}|([A-Za-z]{2}[A-Za-z ]*?))\s*(?:\^\s*\{?([23])\}?)?$"
+    r"(?:(?<=[\dA-Za-z})!.°])\s*\\text\{\s*([^{}\d]*?)\s*\}|(?<=[\d})!.°])\s*([A-Za-z]{2}[A-Za-z ]*?))\s*(?:\^\s*\{?([23])\}?)?$"
 )
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\{\w+\}")
 _HEDGE = re.compile(
@@ -113,15 +113,25 @@ def _without_unit(text: str) -> tuple[str, str, bool]:
     found = _UNIT.search(text)
     if not found:
         return text, "", False
-    name = " ".join((found[1] if found[1] is not None else found[2]).casefold().strip(" .()").split())
-    if name in MULTIPLIERS:
-        return rf"{text[: found.start()]} \times {MULTIPLIERS[name]}", "", False
-    unit = UNITS.get(name, UNITS.get(name.removesuffix("s")))
-    if unit is None and found[1] is not None and name and not _HEDGE.search(name):
-        unit = name  # marked as text: something that is counted
+    number = text[: found.start()].rstrip()
+    name = " ".join((found[1] if found[1] is not None else found[2]).strip(" .()").split())
+    multiplier, _, rest = name.casefold().partition(" ")
+    if multiplier in MULTIPLIERS:
+        number, name = rf"{number} \times {MULTIPLIERS[multiplier]}", rest
+        if not name:
+            return number, "", False
+    unit = _unit(name)
+    if unit is None and found[1] is not None and name and not _HEDGE.search(name) and not number[-1:].isalpha():
+        unit = name if len(name) < 4 else name.casefold()  # marked as text: something that is counted
     if unit is None:
         return text, "", False
-    return text[: found.start()].rstrip(), unit + (found[3] or ""), False
+    return number, unit + (found[3] or ""), False
+
+
+def _unit(name: str) -> str | None:
+    """The one name of a unit. A single letter has no plural: `ms` is not m."""
+    name = name.casefold()
+    return UNITS.get(name, UNITS.get(name[:-1]) if len(name) > 2 and name.endswith("s") else None)
 
 
 # ---- numbers ----

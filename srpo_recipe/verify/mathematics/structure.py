@@ -45,7 +45,8 @@ def read_value(latex: str) -> Value:
         text = _stripped(_IN.sub("", text))
     pieces = _OR.split(text)
     if len(pieces) > 1:
-        return _alternatives([piece.strip() for piece in pieces])
+        both = {"and" in word or "land" in word or "wedge" in word for word in _OR.findall(text)}
+        return _joined([piece.strip() for piece in pieces], both)
     if len(parts := _split(text, r"\cup")) > 1:
         return Value("set", (sympy().Union(*(as_set(read_value(part)) for part in parts)),))
     if found := _MATRIX.fullmatch(text):
@@ -74,13 +75,24 @@ def _stripped(text: str) -> str:
     return text
 
 
-def _alternatives(pieces: list[str]) -> Value:
-    """Parts that a word joins: the union of what relations allow, or a list."""
+def _joined(pieces: list[str], both: set[bool]) -> Value:
+    """Parts that words join: the union of what relations allow, or what they all do, or a list. both: of the words, whether each
+    is `and`, which between sets, and where nothing is left, may mean either.
+    """
     if not all(pieces):
         raise Unread("a word that joins nothing")
     values = [read_value(piece) for piece in pieces]
     if all(value.kind in ("relation", "set") and value.marks != "=" for value in values):
-        return Value("set", (sympy().Union(*(as_set(value) for value in values)),))
+        letters = {letter for value in values if value.kind == "relation" for letter in value.parts[0].free_symbols}
+        if len(letters) > 1:
+            raise Unread("inequalities of several letters")
+        sets = [as_set(value) for value in values]
+        if both == {False}:
+            return Value("set", (sympy().Union(*sets),))
+        held = sympy().Intersection(*sets)
+        if both != {True} or any(value.kind == "set" for value in values) or held.is_empty is not False:
+            raise Unread("an `and` that may be an `or`")
+        return Value("set", (held,))
     flat = [part for value in values for part in (value.parts if value.kind == "list" else (value,))]
     return Value("list", tuple(flat))
 
@@ -205,7 +217,7 @@ def as_set(value: Value) -> Any:
         return value.parts[0]
     if value.kind == "number" and value.parts[0].is_number:
         return library.FiniteSet(value.parts[0])
-    if value.kind == "list":
+    if value.kind == "list" and not any(part.kind == "relation" for part in value.parts):
         return library.Union(*(as_set(part) for part in value.parts))
     if value.kind == "tuple" and len(value.parts) == 2:
         ends = [part.parts[0] for part in value.parts]

@@ -44,20 +44,29 @@ MULTIPLIERS: dict[str, str] = {
     "dozen": "12",
 }
 
+_LENGTHS = (
+    "mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre", "mile mi",
+    "inch in inches", "foot ft feet", "yard yd", "unit",
+)  # fmt: skip
+
 # Spelling -> one name. A plural with an s is found as well.
 UNITS: dict[str, str] = {
     **{
         spelling: spellings.split()[0]
         for spellings in (
-            "mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre", "mile mi",
-            "inch in inches", "foot ft feet", "yard yd", "second s sec", "minute min", "hour h hr", "day", "week", "month",
+            *_LENGTHS, "second s sec", "minute min", "hour h hr", "day", "week", "month",
             "year yr", "dollar usd", "cent", "euro", "pound lb lbs", "ounce oz", "gram g", "kg kilogram", "liter l litre",
             "ml milliliter", "gallon", "degree deg", "radian rad", "mph", "kmh", "newton n", "joule j", "watt w", "volt v",
-            "kelvin k", "hertz hz", "pascal pa", "mole mol", "unit", "point", "people person", "student", "apple", "way",
+            "kelvin k", "hertz hz", "pascal pa", "mole mol", "point", "people person", "student", "apple", "way",
             "time", "page", "book", "coin", "ticket", "mark", "digit",
         )
         for spelling in spellings.split()
     },
-    **{f"square {name}": f"{one}2" for name, one in (("feet", "foot"), ("inches", "inch"), ("units", "unit"), ("meters", "m"))},
-    **{f"cubic {name}": f"{one}3" for name, one in (("feet", "foot"), ("inches", "inch"), ("units", "unit"), ("meters", "m"))},
+    **{
+        f"{word} {spelling}": f"{spellings.split()[0]}{power}"
+        for word, power in (("square", 2), ("sq", 2), ("cubic", 3))
+        for spellings in _LENGTHS
+        for spelling in spellings.split()
+    },
+    "mile per hour": "mph", "miles per hour": "mph", "kilometers per hour": "kmh", "kilometres per hour": "kmh",
 }  # fmt: skip
