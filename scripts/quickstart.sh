@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 if [[ ${1:-} = -h || ${1:-} = --help ]]; then usage; exit; fi
 kind=cpu
 if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then kind=gpu; fi
-bash scripts/install.sh "$kind"
+bash scripts/install.sh "$kind" "$venv"
 settings=(hardware=cpu)
 if [ "$kind" = gpu ]; then # the model is small: no need to keep it on the host
     settings=(hardware=gpu1 "actor_rollout_ref."{actor,ref}".fsdp_config.offload_policy=false")

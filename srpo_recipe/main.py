@@ -94,7 +94,7 @@ def run(config: DictConfig, start: folder.Start) -> None:
             shown.phase("environment")
             launch(config, begun)
     if (step := stop.confirmed(config)) is not None:
-        asked = begun.ending.signal.name if begun.ending.signal is not None else config.run.stop_file
+        asked = begun.ending.signal.name if begun.ending.signal is not None else stop.who(config)
         print(f"stopped after step {step}, as {asked} asked; the same command goes on from there")
         sys.exit(stop.STATUS)
     summary = summarise(config)

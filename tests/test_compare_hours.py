@@ -91,6 +91,33 @@ def test_wall_clock_adds_up_the_starts_of_a_resumed_run():
     assert budgets.clock({"folder": "a", "lines": metrics}, "step") == {1: 100, 2: 200, 3: 300, 4: 400}
 
 
+def test_wall_clock_knows_a_start_that_the_clock_does_not_show():
+    """The second start logs its first step later than the first one did: the clock does not fall."""
+    metrics = lines({}, [100, 100, 100, 100])
+    for line, since in zip(metrics, (300, 700, 800, 900), strict=True):
+        line["run/seconds_since_start"] = since
+    found = {"folder": "a", "lines": metrics, "resumed": [1]}
+    assert budgets.clock(found, "wall") == {1: 300, 2: 1000, 3: 1100, 4: 1200}
+
+
+def test_the_starts_of_a_run_are_read_from_its_folder(tmp_path):
+    """Behind which steps the lines go on: a start from an earlier checkpoint writes the later ones anew."""
+    write(tmp_path, "a", "srpo", 1, lines({0: 0.1}, [1.0] * 6))
+    (tmp_path / "a" / "starts").mkdir()
+    for number, step in enumerate((0, 2, 4, 3, None, 3), start=1):
+        (tmp_path / "a" / "starts" / f"{number:03d}.json").write_text(json.dumps({"resumed_step": step, "counted": {}}))
+        wanted = {1: [], 2: [2], 3: [2, 4], 4: [2, 3], 5: [], 6: [3]}[number]
+        (found,) = (one for group in load(tmp_path).values() for one in group)
+        assert found["resumed"] == wanted
+
+
+def test_a_step_whose_line_was_lost_took_as_long_as_the_others():
+    metrics = [line for line in lines({}, [100, 100, 100, 100]) if line["step"] != 2]
+    assert budgets.clock({"folder": "a", "lines": metrics}, "step") == {1: 100, 2: 200, 3: 300, 4: 400}
+    with pytest.raises(ValueError, match=r"a lacks 1 of the steps from 1 to 4, .* run.history\(samples=100_000\)"):
+        budgets.clock({"folder": "a", "lines": metrics, "exported": True}, "step")
+
+
 @pytest.mark.parametrize("kind, wanted", [("step", "has no timing_s/step"), ("wall", "has no run/seconds_since_start")])
 def test_a_run_that_nothing_tells_the_hours_of_is_named(kind, wanted):
     with pytest.raises(ValueError, match=f"mute {wanted}"):

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pytest
@@ -16,6 +17,8 @@ from pyarrow import parquet
 
 from srpo_recipe.doctor.check import FAIL, PASS, WARN, Case, run
 from srpo_recipe.doctor.examine import CHECKS, compose_case, examine, table
+from srpo_recipe.doctor.machine import planned
+from srpo_recipe.plan.weights import checkpoint_bytes
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "srpo_recipe" / "assets" / "tiny_qwen3"
@@ -230,6 +233,25 @@ def test_no_space_for_checkpoints():
     )  # fmt: skip
 
 
+def test_checkpoints_that_are_there_need_no_space_again(tmp_path, monkeypatch):
+    """Before, a run that was started again was refused on the disk that its own checkpoints filled as foreseen."""
+    overrides = [f"run.root={tmp_path}", "run.name=a", "trainer.max_actor_ckpt_to_keep=2"]
+    case = compose_case(overrides, [])
+    room = SimpleNamespace(f_bavail=int(1.5 * checkpoint_bytes(*planned(case))), f_frsize=1)
+    monkeypatch.setattr(os, "statvfs", lambda _: room)
+    fails(
+        "checkpoint space",
+        *overrides,
+        found="2 are kept and one more is written",
+        fix="trainer.max_actor_ckpt_to_keep=1",
+    )
+    for step in (10, 20):
+        (Path(case.config.trainer.default_local_dir) / f"global_step_{step}").mkdir(parents=True)
+    answer = finding("checkpoint space", *overrides)
+    assert answer.status == PASS and "2 of this run are there" in answer.found
+    assert finding("checkpoint space", *overrides, "run.fresh=true").status == FAIL
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_small_file_system(tmp_path):
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True)
@@ -438,6 +460,18 @@ def test_a_hub_name_that_is_not_in_the_cache(tmp_path):
 def test_a_tokenizer_without_a_chat_template(tmp_path):
     folder = model_folder(tmp_path / "model", chat_template__jinja=None)
     fails("chat template", path_of(folder), found="no chat template", fix="chat_template.jinja")
+
+
+def test_the_runs_own_template_and_tokenizer_are_looked_at(tmp_path):
+    """As training takes them; the doctor refused a base model whose template the run brings."""
+    bare, whole = model_folder(tmp_path / "bare", chat_template__jinja=None), model_folder(tmp_path / "whole")
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    model = "actor_rollout_ref.model"
+    assert finding("chat template", path_of(bare), f"{model}.custom_chat_template='{template}'").status == PASS
+    assert finding("chat template", path_of(bare), f"{model}.tokenizer_path={whole}").status == PASS
+    (bare / "tokenizer.json").unlink()
+    assert finding("model", path_of(bare)).status == FAIL
+    assert finding("model", path_of(bare), f"{model}.tokenizer_path={whole}").status == PASS
 
 
 def test_a_template_that_drops_the_system_prompt(tmp_path):

@@ -114,6 +114,42 @@ def test_each_element_of_a_sweep_runs_its_line(slurm, stand_in):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+ELEMENTS = """#!/bin/bash
+case "$2" in
+    srpo_recipe.run.cluster) echo "export VERL_PLATFORM=cpu" ;;
+    srpo_recipe.main)
+        trap 'touch "$NOTES/told-$SLURM_ARRAY_TASK_ID"; exit 143' TERM
+        touch "$NOTES/started-$SLURM_ARRAY_TASK_ID"
+        until [ -e "$NOTES/end-$SLURM_ARRAY_TASK_ID" ]; do sleep 0.2; done ;;
+esac
+"""
+
+
+@pytest.mark.slow
+def test_an_element_that_ends_leaves_the_others_alone(slurm, stand_in):
+    """One of them has the number of the whole array, which the launcher told to end what is left of the job."""
+    (stand_in / "venv" / "bin" / "python").write_text(ELEMENTS)
+    options = ["--parsable", "--nodes=1", "--array=0-1", f"--output={stand_in}/%a.log"]
+    array = slurm.ask("sbatch", *options, "scripts/slurm.sbatch", *SETTINGS, f"run.root={stand_in}", cwd=ROOT).strip()
+
+    def state(element: int) -> str:
+        return slurm.job(f"{array}_{element}")["JobState"]
+
+    def log() -> str:
+        return "\n".join(path.read_text() for path in sorted(stand_in.glob("*.log")))
+
+    until(lambda: all((stand_in / f"started-{element}").exists() for element in (0, 1)), 90, log)
+    numbers = {slurm.job(f"{array}_{element}")["JobId"]: element for element in (0, 1)}
+    first = numbers[array]  # the one that has the array's own number
+    (stand_in / f"end-{first}").touch()
+    until(lambda: state(first) in ENDED, 90, log)
+    assert state(first) == "COMPLETED", log()
+    assert state(1 - first) == "RUNNING" and not (stand_in / f"told-{1 - first}").exists(), log()
+    (stand_in / f"end-{1 - first}").touch()
+    until(lambda: state(1 - first) in ENDED, 90, log)
+    assert state(1 - first) == "COMPLETED", log()
+
+
 @pytest.mark.long
 def test_a_run_hits_its_time_limit_is_requeued_resumes_and_ends(slurm, tmp_path):
     """The first start has four minutes and is told two before the end; the run needs more. The next has time enough."""

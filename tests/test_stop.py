@@ -50,6 +50,18 @@ def trainer(config, monkeypatch):
     return made
 
 
+def test_the_runs_own_folder_is_looked_at_too(config, tmp_path):
+    """Slurm's launcher names a file of the job; the one in the run's folder is asked for by people."""
+    config.run.dir = str(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    for path in (tmp_path / "STOP", tmp_path / "run" / "STOP"):
+        assert not stop.asked(config)
+        path.touch()
+        assert stop.asked(config)
+        stop.clear(config)
+        assert not path.exists()
+
+
 def test_nothing_happens_unasked(trainer, config):
     trainer.on_step_end()
     assert trainer.calls == ["sync"] and config.trainer.total_epochs == 3 and stop.confirmed(config) is None

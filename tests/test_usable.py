@@ -243,6 +243,11 @@ ROOM = {
         "the model has 1024 positions, less than",
     ),
     "prompts that are all dropped": ({"prompt": [{"role": "user", "content": LONG}]}, [], "about 0 of 24 rows"),
+    "a system prompt that verl would cut into the question": (
+        {},
+        [f"srpo.system_prompt='{LONG}'"],
+        "row 0: with srpo.system_prompt the prompt has",
+    ),
     "a prompt at which the run ends": (
         {"prompt": [{"role": "user", "content": LONG}]},
         ["data.filter_overlong_prompts=false", "data.truncation=error"],

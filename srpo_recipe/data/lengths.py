@@ -41,10 +41,11 @@ def check_prompts(found: Mapping[str, Sampled], tokenizer: Any, options: dict[st
 
     found: by "train_files" and "val_files"; options: data.apply_chat_template_kwargs.
     """
-    data = config.data
+    data, system = config.data, config.srpo.system_prompt
     for key, sampled in found.items():
-        chats = (with_system_prompt(chat, config.srpo.system_prompt) for chat in sampled.chats)
-        fits = [prompt_length(chat, tokenizer, options) <= data.max_prompt_length for chat in chats]
+        fits = [prompt_length(chat, tokenizer, options) <= data.max_prompt_length for chat in sampled.chats]
+        if system:
+            _check_system_prompt(sampled, fits, tokenizer, options, config)
         if all(fits):
             continue
         first = sampled.places[fits.index(False)]
@@ -60,6 +61,22 @@ def check_prompts(found: Mapping[str, Sampled], tokenizer: Any, options: dict[st
             raise ValueError(
                 f"data.{key}: about {left} of {sampled.rows} rows have prompts of data.max_prompt_length="
                 f"{data.max_prompt_length} or less, too few for a batch ({first} is the first longer one): raise it"
+            )
+
+
+def _check_system_prompt(
+    sampled: Sampled, fits: Sequence[bool], tokenizer: Any, options: dict[str, Any], config: DictConfig
+) -> None:
+    """Raise ValueError where a row that verl keeps, by its own chat, is too long with srpo.system_prompt, and nobody chose where
+    to cut it. fits: of each row, without it.
+    """
+    limit = config.data.max_prompt_length
+    for place, chat, kept in zip(sampled.places, sampled.chats, fits, strict=True):
+        length = prompt_length(with_system_prompt(chat, config.srpo.system_prompt), tokenizer, options)
+        if kept and length > limit and config.data.truncation == "error":
+            raise ValueError(
+                f"{place}: with srpo.system_prompt the prompt has {length} tokens, more than data.max_prompt_length={limit}, "
+                "by which verl keeps the row: raise it, or shorten srpo.system_prompt"
             )
 
 

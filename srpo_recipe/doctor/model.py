@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from srpo_recipe.doctor.check import FAIL, WARN, Answer, Case, NotChecked, ok
 from srpo_recipe.method.chat import with_system_prompt
@@ -45,15 +46,31 @@ def _folder(case: Case) -> Path:
     return folder
 
 
+def _config(case: Case, folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    model = case.config.actor_rollout_ref.model
+    return AutoConfig.from_pretrained(model.hf_config_path or folder, trust_remote_code=model.trust_remote_code)
+
+
+def _tokenizer(case: Case, folder: Path) -> Any:
+    """That of the run, with the run's chat template."""
+    from transformers import AutoTokenizer
+
+    model = case.config.actor_rollout_ref.model
+    found = AutoTokenizer.from_pretrained(model.tokenizer_path or folder, trust_remote_code=model.trust_remote_code)
+    if model.custom_chat_template is not None:
+        found.chat_template = model.custom_chat_template
+    return found
+
+
 def model_files(case: Case) -> Answer:
     """config.json, tokenizer, every shard of the weights to its last byte, and that the run's settings fit the model."""
-    from transformers import AutoConfig, AutoTokenizer
-
     folder = _folder(case)
     fix = f"copy or download the whole model again into {folder}"
-    for what, reader in (("config.json", AutoConfig), ("the tokenizer", AutoTokenizer)):
+    for what, reader in (("config.json", _config), ("the tokenizer", _tokenizer)):
         try:
-            reader.from_pretrained(folder)
+            reader(case, folder)
         except Exception as error:  # noqa: BLE001  (transformers raises anything)
             return FAIL, f"{what} in {folder} cannot be read: {str(error).splitlines()[0]}", fix
     index = folder / "model.safetensors.index.json"
@@ -96,11 +113,9 @@ def incomplete(file: Path) -> str | None:
 
 def chat_template(case: Case) -> Answer:
     """The template renders a user's turn, and the system prompt where one is set."""
-    from transformers import AutoTokenizer
-
     folder = _folder(case)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = _tokenizer(case, folder)
     except Exception:  # noqa: BLE001  (transformers raises anything)
         raise NotChecked(f"a tokenizer in {folder}") from None
     if not tokenizer.chat_template:

@@ -8,6 +8,7 @@ from srpo_recipe.doctor.check import FAIL, WARN, Answer, Case, ok
 from srpo_recipe.doctor.machine import planned
 from srpo_recipe.plan.memory import GIB
 from srpo_recipe.plan.weights import checkpoint_bytes
+from srpo_recipe.records import checkpoint
 
 
 def existing(folder: str) -> Path:
@@ -28,7 +29,7 @@ def run_root(case: Case) -> Answer:
 
 
 def checkpoint_space(case: Case) -> Answer:
-    """Free bytes against the checkpoints that the run keeps, and the one that is being written."""
+    """Free bytes against the checkpoints that the run keeps, and the one that is being written; those that it has are there."""
     trainer = case.config.trainer
     if trainer.save_freq <= 0:
         return ok("trainer.save_freq writes no checkpoints")
@@ -37,8 +38,11 @@ def checkpoint_space(case: Case) -> Answer:
     space = os.statvfs(here)
     free = space.f_bavail * space.f_frsize
     keep = trainer.max_actor_ckpt_to_keep
-    needed = one * ((keep or 2) + 1)
+    there = 0 if case.config.run.fresh else len(checkpoint.steps(trainer.default_local_dir))
+    needed = one * max(1, (keep or 2) + 1 - there)
     shown = f"{free / GIB:.2f} GiB free at {here}, a checkpoint is {one / GIB:.2f}"
+    if there:
+        shown += f", {there} of this run are there"
     fix = f"free {max(0.0, needed - free) / GIB:.1f} GiB, run.root=DIR on a larger disk, or trainer.max_actor_ckpt_to_keep=1"
     if free < needed:
         return FAIL, f"{shown}, {f'{keep} are kept and one more is' if keep else 'three at least are'} written", fix

@@ -2,7 +2,8 @@
 
 - a panel (its menu, "Export CSV"): the column Step, and a column `RUN - METRIC` for each run, with or without the columns
   `..__MIN` and `..__MAX` beside it. One file a metric; the files of a folder are put together by run and step.
-- the history of one run (`run.history().to_csv()` of W&B's API): `_step`, and a column a metric. The file's name is the run's.
+- the history of one run (`run.history(samples=100_000).to_csv()` of W&B's API, which leaves steps out without the number):
+  `_step`, and a column a metric. The file's name is the run's.
 
 Method and seed stand in a run's name, as in `srpo-chemistry-seed42`.
 """

@@ -2,7 +2,8 @@
 
 A run is a dictionary: method, seed, metric (name of its held-out accuracy, None for none), steps, seconds, lines (as in
 metrics.jsonl), folder (its name), settings (those that count but for seeds and length, None where nothing tells them), exported
-(whether it comes from W&B), and kind (its group's name without the held-out data).
+(whether it comes from W&B), resumed (the steps behind which a later start went on; not of an export), and kind (its group's name
+without the held-out data).
 """
 
 import json
@@ -16,7 +17,7 @@ import numpy as np
 from srpo_recipe.inspect.exports import read_exports
 from srpo_recipe.records.metrics_file import read_lines
 from srpo_recipe.run.counted import ABSENT, differences, shown
-from srpo_recipe.run.folder import Refused, settings_of
+from srpo_recipe.run.folder import STARTS, Refused, settings_of
 from srpo_recipe.run.neutral import RISING, SEEDS
 from srpo_recipe.run.series import HELD_OUT, series
 
@@ -62,7 +63,17 @@ def _finished(folder: Path) -> list[dict]:
         lines = read_lines(path.parent / "metrics.jsonl")
         found.append({**json.loads(path.read_text()), "folder": path.parent.name, "lines": lines, "exported": False})
         found[-1]["settings"] = _settings(path.parent)
+        found[-1]["resumed"] = _resumed(path.parent)
     return found
+
+
+def _resumed(folder: Path) -> list[int]:
+    """The steps behind which a later start of the run went on, of those whose lines were kept."""
+    kept: list[int] = []
+    for path in sorted((folder / STARTS).glob("[0-9]*.json")):
+        step = json.loads(path.read_text()).get("resumed_step") or 0
+        kept = [*(one for one in kept if one < step), *([step] if step else [])]
+    return kept
 
 
 def _exported(folder: Path, named: Mapping[str, tuple[str, int]]) -> list[dict]:

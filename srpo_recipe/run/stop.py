@@ -1,7 +1,8 @@
 """Stops a run between two steps: a checkpoint, the step's metrics, and an exit status of its own.
 
-Whoever wants a run to end writes the file `run.stop_file` (Slurm's launcher does, when the time limit is near). The
-trainer looks for it after each step, on whatever node it runs, so the file lies on a file system that all nodes share.
+Whoever wants a run to end writes the file `run.stop_file` (Slurm's launcher does, when the time limit is near), or STOP in the
+run's folder. The trainer looks for them after each step, on whatever node it runs, so they lie on a file system that all nodes
+share.
 """
 
 from pathlib import Path
@@ -18,12 +19,22 @@ FAILURE = "failure.txt"  # why the last start did not come to its end
 
 def clear(config: DictConfig) -> None:
     """Forget what an earlier start of this run was asked."""
-    Path(config.run.stop_file).unlink(missing_ok=True)
+    for path in _files(config):
+        path.unlink(missing_ok=True)
     (Path(config.run.dir) / CONFIRMATION).unlink(missing_ok=True)
 
 
 def asked(config: DictConfig) -> bool:
-    return Path(config.run.stop_file).exists()
+    return any(path.exists() for path in _files(config))
+
+
+def who(config: DictConfig) -> str:
+    """The file that asked."""
+    return " and ".join(dict.fromkeys(str(path) for path in _files(config) if path.exists())) or config.run.stop_file
+
+
+def _files(config: DictConfig) -> tuple[Path, Path]:
+    return Path(config.run.stop_file), Path(config.run.dir) / "STOP"
 
 
 def confirm(config: DictConfig, step: int) -> None:
