@@ -135,9 +135,7 @@ def export_adapter(folder: Path, out: Path, dtype: str = "stored") -> Path:
         state = _as_type(adapters.as_peft_saves(adapter), dtype)
         state = {name: value.contiguous() for name, value in state.items()}
         save_file(state, partial / "adapter_model.safetensors", metadata={"format": "pt"})
-        for file in _source(folder).iterdir():
-            if file.is_file() and file.name not in ("config.json", "generation_config.json"):
-                shutil.copy(file, partial / file.name)
+        _copy_beside(_source(folder), partial, ("config.json", "generation_config.json"))
     return out
 
 
@@ -167,10 +165,16 @@ def export(folder: Path, out: Path, dtype: str = "stored") -> Path:
         _fits(folder, model, state)
         _drop_tied(state, model)
         model.save_pretrained(partial, state_dict=state)
-        for file in source.iterdir():  # tokenizer, chat template, generation config: as they are
-            if file.is_file() and file.name != "config.json":
-                shutil.copy(file, partial / file.name)
+        _copy_beside(source, partial, ("config.json",))
     return out
+
+
+def _copy_beside(source: Path, target: Path, but: tuple[str, ...]) -> None:
+    """Tokenizer, chat template and generation config as they are. Not the weights that a run saved there (hf_model)."""
+    for file in source.iterdir():
+        weights = file.suffix in (".safetensors", ".bin") or file.name.endswith(".index.json")
+        if file.is_file() and file.name not in but and not weights:
+            shutil.copy(file, target / file.name)
 
 
 def _as_type(state: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:

@@ -333,6 +333,24 @@ def test_a_reward_function_may_lie_in_a_file_which_is_run_once(tmp_path):
     assert (tmp_path / "mine.py.runs").read_text() == "x"
 
 
+def test_a_reward_function_is_called_as_training_calls_it(tmp_path):
+    """Async ones, numbers of numpy, and what raises or gives no number: a failed verification, and the others go on."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import numpy\n"
+        "async def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n"
+        "    given = {'one': numpy.float32(1.0), 'none': None, 'text': 'high', 'acc alone': {'acc': 1.0}}\n"
+        "    return given[solution_str]\n"
+    )
+    rule = scoring.rule_for("mine", "strict", reward=f"{file}:compute_score")
+    question = Question("f", 0, "mine", 0, ROW["prompt"], "7", {})
+    with scoring.Scorer({"mine": rule}, VerifierConfig()) as scorer:
+        found = scorer.verdicts([question] * 5, ["one", "none", "text", "acc alone", "else"])
+    assert [verdict.reward for verdict in found] == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert [verdict.failure for verdict in found] == [None, *["crash"] * 4]
+    assert "KeyError" in found[-1].error and "TypeError" in found[1].error
+
+
 def test_verdicts_come_from_the_verifiers_of_training(tmp_path):
     rows = [
         {**ROW, "data_source": "chemistry", "reward_model": {"ground_truth": "B"}},

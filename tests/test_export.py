@@ -87,6 +87,21 @@ def test_the_type_can_be_smaller(runs, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_weights_that_a_run_saved_beside_its_config_are_not_taken(runs, tmp_path):
+    """With hf_model in save_contents verl writes some there: an adapter's base under peft's names, or another type."""
+    shutil.copytree(runs / "tied_2", tmp_path / "run")
+    actor = export.find_weights(tmp_path / "run", "student")
+    for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"):
+        (actor / "huggingface" / name).write_text("other weights")
+    out = export.export(actor, tmp_path / "out")
+    whole = export.export(export.find_weights(runs / "tied_2", "student"), tmp_path / "whole")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_damaged_checkpoint_is_refused_and_leaves_nothing(runs, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(runs / "tied_2", copy)

@@ -1,6 +1,8 @@
 """Which rule judges which task, and its verdicts: the verifiers of training, under their time limit."""
 
+import asyncio
 import functools
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -10,9 +12,11 @@ from dataclasses import dataclass
 from srpo_recipe.eval.of_run import Judged
 from srpo_recipe.eval.questions import Question
 from srpo_recipe.verify import BENCHMARKS, MODES, VERIFIERS, Verdict, resolve
-from srpo_recipe.verify.contract import checked
+from srpo_recipe.verify.contract import checked, entries
 from srpo_recipe.verify.functions import function_at
 from srpo_recipe.verify.pool import VerifierPool
+from srpo_recipe.verify.processes.openers import awaited
+from srpo_recipe.verify.processes.worker import error_text
 from srpo_recipe.verify.settings import VerifierConfig
 
 # Tasks with a reward function of their own, in verl's signature. A data_source belongs to the row that it begins with.
@@ -122,20 +126,25 @@ class Scorer:
     @staticmethod
     def _rewarded(rule: Rule, question: Question, text: str) -> Verdict:
         """A verdict from what a reward function returns: "acc", or else "score", and "answer". A function that reports no answer
-        gives verdicts that are parsed, but have none: then nothing can vote.
+        gives verdicts that are parsed, but have none: then nothing can vote. As in training it may be async, and where it raises
+        or gives no number the verification has failed.
         """
-        found = _function(rule.name)(
-            data_source=question.task,
-            solution_str=text,
-            ground_truth=question.ground_truth,
-            extra_info=question.extra_info,
-            **(json.loads(rule.options) if rule.options else {}),
-        )
-        entries = found if isinstance(found, dict) else {"score": found}
-        answer = None if entries.get("answer") is None else str(entries["answer"])
-        reward = float(entries["acc"] if entries.get("acc") is not None else entries["score"])
-        parsed = answer is not None or "answer" not in entries
+        function = _function(rule.name)
         try:
-            return checked(Verdict(reward, answer, parsed, failure=entries.get("failure")))
+            given = function(
+                data_source=question.task,
+                solution_str=text,
+                ground_truth=question.ground_truth,
+                extra_info=question.extra_info,
+                **(json.loads(rule.options) if rule.options else {}),
+            )
+            found = entries(asyncio.run(awaited(given)) if inspect.isawaitable(given) else given)
+            reward = float(found["acc"] if found.get("acc") is not None else found["score"])
+        except Exception as error:  # a user's function raises anything
+            return Verdict(0.0, None, False, failure="crash", error=error_text(error))
+        answer = None if found.get("answer") is None else str(found["answer"])
+        parsed = answer is not None or "answer" not in found
+        try:
+            return checked(Verdict(reward, answer, parsed, failure=found.get("failure")))
         except ValueError as error:
             raise ValueError(f"{rule.name}: {error}; let it return that as acc, beside the score") from error

@@ -1,7 +1,9 @@
 """Part `engine`: loss and gradient of the real engine on the device, in every way of computing, against the CPU's."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from srpo_recipe.gpu_check.rank import Rank, Way, whole
 from srpo_recipe.gpu_check.row import NOT_INSTALLED, NOT_RUN, Row, judged
 from srpo_recipe.gpu_check.rows import Rollouts
 from srpo_recipe.gpu_check.sizes import Model
+from srpo_recipe.training.losses import update_loss
 
 PART = "engine"
 ROWS, LENGTHS, ROUTED = 8, (12, 24, 8), 0.5
@@ -84,6 +87,24 @@ def check(place: Place, model: Model, folder: Path) -> Iterator[Row]:
         if way.dtype not in plain:
             plain[way.dtype] = yardstick(place, folder, rollouts, expected, way.dtype)
         yield verdict(name, errors(found, expected), plain[way.dtype], FLOORS[way.dtype])
+    loss = of_the_gap(place, folder, rollouts)
+    if place.rank == 0:
+        name = f"{model.name}, a weight by the gap to the teacher"
+        yield judged(PART, name, math.isfinite(loss), f"loss {loss:.4g}", "it runs", loss=loss)
+
+
+def of_the_gap(place: Place, folder: Path, rollouts: Rollouts) -> float:
+    """The loss where an option asks for log p_T - log p_S, which is made before verl moves a mini-batch to the device."""
+    rank = Rank(folder, place, WAYS[1], rollouts)
+    srpo = replace(rank.student.srpo, weight="gated")
+    rank.student.srpo = rank.teacher.srpo = srpo
+    rank.loss = partial(update_loss, rank.actor_config, srpo)
+    rank.score(rollouts)
+    with rank.student.train_mode():
+        loss = rank.backward(rollouts)
+    del rank
+    place.free()
+    return loss
 
 
 def computed(place: Place, folder: Path, way: Way, rollouts: Rollouts) -> tuple[float, dict[str, Tensor]]:

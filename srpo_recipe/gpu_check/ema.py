@@ -64,10 +64,14 @@ def followed(place: Place, folder: Path, way: Way, rollouts: Rollouts) -> tuple[
         for name, student in whole(rank.student).items():
             expected[name] = (1 - rate) * expected[name] + rate * student.double()
     found, end = whole(rank.teacher), whole(rank.student)
-    error = max(
-        float((found[name].double() - value).abs().max() / value.abs().max()) for name, value in expected.items()
-    )
-    least = min(float((found[name].double() - value).abs().max() / value.abs().max()) for name, value in first.items())
+    error, least = float(_apart(found, expected).max()), float(_apart(found, first).min())
     del rank
     place.free()
     return error, least, {name: end[name] - start[name] for name in start}
+
+
+def _apart(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
+    """How far each tensor is from what is wanted, of that one's largest number; NaN where anything in it is none."""
+    return torch.stack(
+        [(found[name].double() - value).abs().max() / value.abs().max() for name, value in wanted.items()]
+    )

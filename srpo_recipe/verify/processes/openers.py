@@ -39,12 +39,13 @@ def reward(name: str, fixed: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
 
     def run(packed: str) -> dict[str, Any]:
         given = function(**{**pickle.loads(base64.b64decode(packed)), **fixed})
-        return entries(asyncio.run(_awaited(given)) if inspect.isawaitable(given) else given)
+        return entries(asyncio.run(awaited(given)) if inspect.isawaitable(given) else given)
 
     return run
 
 
-async def _awaited(given: Awaitable) -> Any:
+async def awaited(given: Awaitable) -> Any:
+    """For `asyncio.run`, which takes coroutines alone."""
     return await given
 
 
