@@ -48,3 +48,19 @@ def test_dealt_rows_need_no_padding_beyond_one():
 def test_by_rank_keeps_every_row_where_it_is_updated():
     shares = balance.by_rank([0, 1, 2, 5], total=8, ranks=2)
     assert shares == [[0, 1, 2], [3, None, None]]
+
+
+@pytest.mark.parametrize(
+    "dynamic, old_policy, wanted", [(True, "pass", 6), (False, "update", 24), (False, "pass", 3 * 40)]
+)
+def test_a_batch_is_filled_up_to_whole_micro_batches(dynamic, old_policy, wanted):
+    """Of so many rows: before, one lost rollout ended the run in verl's assertion. Three ranks, two steps a batch."""
+    from types import SimpleNamespace
+
+    from srpo_recipe.training.step import RoutedSteps
+
+    actor = SimpleNamespace(use_dynamic_bsz=dynamic, ppo_micro_batch_size_per_gpu=4)
+    rollout = SimpleNamespace(log_prob_use_dynamic_bsz=dynamic, log_prob_micro_batch_size_per_gpu=5)
+    config = SimpleNamespace(actor_rollout_ref=SimpleNamespace(actor=actor, rollout=rollout))
+    trainer = SimpleNamespace(config=config, optimizer_steps=2, old_policy=old_policy)
+    assert RoutedSteps._get_required_batch_multiple(trainer, 3) == wanted

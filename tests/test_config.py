@@ -27,12 +27,17 @@ from srpo_recipe.settings.rules import check
 from srpo_recipe.settings.schema import SRPOConfig, TeacherConfig
 
 PACKAGE = Path(srpo_recipe.__file__).parent
+TOO_LONG = ("parquet", "smollm", "cpu")  # sequences of 10,240 tokens on a laptop
 # Each task with each model and hardware, the methods in turn (all of them with all would take minutes).
 COMBINATIONS = [
     (GROUPS["method"][i % len(GROUPS["method"])], *rest)
     for i, rest in enumerate(
         [
-            *itertools.product(("gym", "parquet", "sums"), GROUPS["model"], GROUPS["hardware"]),
+            *(
+                names
+                for names in itertools.product(("gym", "parquet", "sums"), GROUPS["model"], GROUPS["hardware"])
+                if names != TOO_LONG
+            ),
             *itertools.product(BENCHMARKS, ("qwen3_8b",), ("gpu8",)),
             ("picks", "path", "cpu"),
         ]
@@ -62,6 +67,12 @@ def test_every_shipped_config_composes_resolves_and_passes_check(names):
     }
     rows = dict(describe(config, settings))
     assert rows["route rule"].startswith(settings.route) and names[0] in str(config.method.name)
+
+
+def test_lengths_that_a_laptops_micro_batch_has_no_room_for_are_refused():
+    with pytest.raises(ValueError, match="ppo_max_token_len_per_gpu=512 has no room .* set it to at least 10240"):
+        check(composed("srpo", *TOO_LONG))
+    assert check(composed("srpo", *TOO_LONG, "data.max_prompt_length=128", "data.max_response_length=384"))
 
 
 @pytest.mark.parametrize("names", COMBINATIONS[::5], ids="-".join)
@@ -365,6 +376,88 @@ def test_every_check_is_tried():
         line = [entry.lineno + 1 for entry in error.traceback if str(entry.path) == rules.__file__][-1]
         hit |= {call for call in calls if call[0] <= line <= call[1]}
     assert hit == calls
+
+
+ACTOR, ROLLOUT, PASS = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", ("srpo.old_policy", "pass")
+
+
+FP16 = [(part, f"mixed_precision.{of}_dtype") for part in ("actor", "ref") for of in ("param", "reduce", "buffer")]
+
+
+@pytest.mark.parametrize("part, kind", [("actor", "model_dtype"), *FP16])
+@pytest.mark.parametrize("value", ["fp16", "float16", "half", "int8"])
+def test_fp16_is_refused(part, kind, value):
+    """Before, the gradients of the logits were made in fp16 without the loss's scale, and were 0."""
+    key = f"actor_rollout_ref.{part}.fsdp_config.{kind}"
+    with changed(key, value) as config, pytest.raises(ValueError, match=f"{key}={value}: set it to bf16 or fp32"):
+        check(config)
+    with changed(key, "bf16") as config:
+        assert check(config)
+
+
+def test_a_sequence_of_full_length_fits_into_a_micro_batch():
+    """Before, a run ended at its first one, hours after its start."""
+    need = composed(*BASE).data.max_prompt_length + composed(*BASE).data.max_response_length
+    update, log_probs = f"{ACTOR}.ppo_max_token_len_per_gpu", f"{ROLLOUT}.log_prob_max_token_len_per_gpu"
+    for key, first in ((update, ("srpo.old_policy", "auto")), (log_probs, PASS)):
+        with changed(*first), changed(key, need - 1) as config, pytest.raises(ValueError) as error:
+            check(config)
+        assert str(error.value).startswith(f"{key}={need - 1} has no room for a sequence of data.max_prompt_length=")
+        assert str(error.value).endswith(f"set it to at least {need}")
+        with changed(*first), changed(key, need) as config:
+            assert check(config)
+    with changed(log_probs, need - 1) as config:
+        assert check(config)  # no pass reads it
+    with changed(f"{ACTOR}.use_dynamic_bsz", False), changed(f"{ACTOR}.ppo_micro_batch_size_per_gpu", 2):
+        with changed(f"{ROLLOUT}.log_prob_use_dynamic_bsz", False), changed(update, 1):
+            rows = f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu"  # verl wants it whether or not there is such a pass
+            with changed(rows, 2) as config:
+                assert check(config)
+            with changed(rows, None) as config, pytest.raises(ValueError, match=f"{rows}=null: .* set it to the rows"):
+                check(config)
+
+
+def test_a_checkpoint_of_the_run_itself_is_chosen_by_its_step():
+    """Before, the run ended where it came to a step of which there was a checkpoint already."""
+    folder = composed(*BASE).trainer.default_local_dir
+    with changed("trainer.resume_mode", "resume_path"):
+        with changed("trainer.resume_from_path", f"{folder}/global_step_50") as config:
+            with pytest.raises(ValueError, match="is a checkpoint of this run: .* set run.resume=50"):
+                check(config)
+        with changed("trainer.resume_from_path", "elsewhere/global_step_50") as config:
+            assert check(config)
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "extra"])
+def test_a_checkpoint_holds_all_that_a_run_is_resumed_with(part):
+    contents = [name for name in ("model", "optimizer", "extra") if name != part]
+    key = f"{ACTOR}.checkpoint.save_contents"
+    with changed(key, contents) as config, pytest.raises(ValueError, match=f"{key}=.*: add {part}, or set trainer.res"):
+        check(config)
+    with changed(key, contents), changed("trainer.resume_mode", "disable") as config:
+        assert check(config)
+    with changed(key, ["model", "optimizer", "extra", "hf_model"]) as config:
+        assert check(config)
+
+
+@pytest.mark.parametrize("rows", [None, 0, 1.5])
+def test_micro_batches_of_rows_say_how_many(rows):
+    key = f"{ACTOR}.ppo_micro_batch_size_per_gpu"
+    with changed(f"{ACTOR}.use_dynamic_bsz", False), changed(f"{ROLLOUT}.log_prob_use_dynamic_bsz", False):
+        with changed(key, rows) as config, pytest.raises(ValueError, match=f"{key}=.*set it to the rows of a micro"):
+            check(config)
+
+
+def test_a_share_of_warm_up_that_nothing_reads_is_refused():
+    ratio = f"{ACTOR}.optim.lr_warmup_steps_ratio"
+    for steps in (10, 0):
+        with changed(f"{ACTOR}.optim.lr_warmup_steps", steps), changed(ratio, 0.1) as config:
+            with pytest.raises(
+                ValueError, match=f"{ratio}=0.1 has no effect with .*lr_warmup_steps={steps}: set .*=-1"
+            ):
+                check(config)
+    with changed(f"{ACTOR}.optim.lr_warmup_steps", -1), changed(ratio, 0.1) as config:
+        assert check(config)
 
 
 @pytest.mark.parametrize("key", [key for key, kind in RANGES.items() if kind is COUNT])

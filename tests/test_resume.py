@@ -169,12 +169,22 @@ def test_verls_own_path_to_a_checkpoint_is_looked_at_too(config, folder, tmp_pat
     def path(place):
         return config(resume_mode="resume_path", resume_from_path=str(place))
 
-    assert resume.choose(path(folder / "global_step_4")) == (4, [])
-    cut_shard(folder / "global_step_4")
+    other = folder.rename(tmp_path / "of another run")
+    assert resume.choose(path(other / "global_step_4")) == (4, [])
+    cut_shard(other / "global_step_4")
     with pytest.raises(ValueError, match="resume_from_path=.*has 50 bytes"):
-        resume.choose(path(folder / "global_step_4"))
+        resume.choose(path(other / "global_step_4"))
     with pytest.raises(ValueError, match="ends in global_step_N"):
         resume.choose(path(tmp_path))
+
+
+def test_a_run_from_anothers_checkpoint_goes_on_from_its_own(config, folder, tmp_path):
+    """Before, each start of the same command went back to the other run's, and the steps in between were lost."""
+    write_checkpoint(tmp_path / "other", 4)
+    given = config(resume_mode="resume_path", resume_from_path=str(tmp_path / "other" / "global_step_4"))
+    assert resume.choose(given) == (6, [])
+    resume.settle(given, 6, [])
+    assert given.trainer.resume_mode == "auto"
 
 
 @pytest.mark.parametrize(

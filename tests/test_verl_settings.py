@@ -46,7 +46,7 @@ HONOURED = {
     ),
     f"{MODEL}.lora": "merge",
     ROLLOUT: (
-        "mode n seed full_determinism temperature top_k top_p ignore_eos calculate_log_probs dtype quantization "
+        "mode n seed temperature top_k top_p ignore_eos calculate_log_probs dtype quantization "
         "quantization_config_file max_model_len engine_kwargs val_kwargs multi_turn agent"
     ),
     "data": (
@@ -63,7 +63,6 @@ HONOURED = {
 WITHOUT_EFFECT_ON_THE_LOSS = {
     # sections of what is refused, or of verl's other machinery
     "": "critic distillation transfer_queue global_profiler ray_kwargs",
-    "actor_rollout_ref": "nccl_timeout",
     "skip": "rollout rollout_tq async_rollout",
     "reward": "num_workers reward_model",
     ACTOR: (
@@ -93,22 +92,20 @@ WITHOUT_EFFECT_ON_THE_LOSS = {
         "tokenizer processor architectures"
     ),
     ROLLOUT: (
-        "n_gpus_per_node gpu_memory_utilization standalone_gpu_memory_utilization enforce_eager cudagraph_capture_sizes "
+        "n_gpus_per_node gpu_memory_utilization enforce_eager cudagraph_capture_sizes "
         "free_cache_engine enable_sleep_mode tensor_model_parallel_size data_parallel_size expert_parallel_size "
-        "pipeline_model_parallel_size moe_tensor_parallel_size max_num_batched_tokens max_num_seqs enable_chunked_prefill "
-        "enable_prefix_caching scheduling_policy load_format layered_summon layer_name_map log_prob_max_token_len_per_gpu "
-        "log_prob_micro_batch_size_per_gpu disable_log_stats multi_stage_wake_up router_config_path checkpoint_engine "
-        "checkpoint_manager_class trace server prometheus profiler custom sglang_engine_mode limit_images "
-        "skip_tokenizer_init disaggregation mtp qat"
+        "pipeline_model_parallel_size max_num_batched_tokens max_num_seqs enable_chunked_prefill "
+        "enable_prefix_caching scheduling_policy load_format layered_summon log_prob_max_token_len_per_gpu "
+        "log_prob_micro_batch_size_per_gpu disable_log_stats router_config_path checkpoint_engine "
+        "trace server prometheus profiler custom limit_images disaggregation mtp qat"
     ),
     "data": (
-        "tokenizer use_shm reward_fn_key val_batch_size validation_shuffle dataloader_num_workers "
-        "filter_overlong_prompts_workers return_raw_input_ids return_raw_chat return_full_prompt image_patch_size image_key "
-        "video_key audio_key trust_remote_code return_multi_modal_inputs"
+        "tokenizer use_shm val_batch_size validation_shuffle dataloader_num_workers "
+        "filter_overlong_prompts_workers image_patch_size image_key video_key audio_key trust_remote_code"
     ),
     "trainer": (
-        "balance_batch project_name experiment_name logger log_val_generations rollout_data_dir validation_data_dir "
-        "save_freq esi_redundant_time checkpoint_callback_class val_before_train val_only test_freq default_hdfs_dir "
+        "project_name experiment_name logger log_val_generations rollout_data_dir validation_data_dir "
+        "save_freq checkpoint_callback_class val_before_train val_only test_freq default_hdfs_dir "
         "del_local_ckpt_after_load default_local_dir max_actor_ckpt_to_keep max_critic_ckpt_to_keep "
         "ray_wait_register_center_timeout"
     ),
@@ -339,7 +336,8 @@ def test_no_way_around(override):
 
 def test_the_actor_may_take_rows_where_the_teacher_takes_tokens():
     """verl's own default would give the teacher what the actor has."""
-    config = compose_config([f"{ACTOR}.use_dynamic_bsz=false", f"{ACTOR}.ppo_micro_batch_size_per_gpu=4"])
+    rows = [f"{ACTOR}.ppo_micro_batch_size_per_gpu=4", f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu=4"]
+    config = compose_config([f"{ACTOR}.use_dynamic_bsz=false", *rows])
     assert check(config) and OmegaConf.select(config, f"{REF}.log_prob_use_dynamic_bsz") is True
 
 

@@ -11,7 +11,6 @@ exec bash "$here/../../scripts/train.sh" task=parquet hardware=cpu model=path \
   data.max_prompt_length=64 data.max_response_length=160 srpo.teacher.max_prompt_tokens=640 \
   data.train_batch_size=8 actor_rollout_ref.rollout.n=8 \
   actor_rollout_ref.rollout.agent.default_agent_loop=seeded_tool_agent \
-  actor_rollout_ref.rollout.multi_turn.enable=true \
   actor_rollout_ref.rollout.multi_turn.function_tool_path="$here/tools.py" \
   actor_rollout_ref.rollout.multi_turn.max_assistant_turns=3 \
   reward.custom_reward_function.path="$here/reward.py" \

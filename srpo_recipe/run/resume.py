@@ -28,7 +28,7 @@ def choose(config: DictConfig) -> tuple[int, list[int]]:
                 f"{folder}: {FRESH}"
             )
         return 0, []
-    if trainer.resume_mode == "resume_path":
+    if trainer.resume_mode == "resume_path" and not found:
         return _from_path(config), []
     if isinstance(wanted, int):
         return _older(config, wanted, f"run.resume={wanted}: ")
@@ -67,8 +67,12 @@ def _newest(config: DictConfig, folder: Path) -> int:
 
 
 def settle(config: DictConfig, step: int, aside: list[int]) -> None:
-    """Make the chosen checkpoint the one that verl resumes from. Newer ones, of a way that is left, are put aside."""
+    """Make the chosen checkpoint the one that verl resumes from. Newer ones, of a way that is left, are put aside. A run that
+    began at a checkpoint of another goes on from its own once it has some.
+    """
     folder = Path(config.trainer.default_local_dir)
+    if config.trainer.resume_mode == "resume_path" and checkpoint.steps(folder):
+        config.trainer.resume_mode = "auto"
     if step == 0 or config.trainer.resume_mode != "auto":
         return
     if aside:

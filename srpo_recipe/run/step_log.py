@@ -30,6 +30,11 @@ class StepLog:
         self.usual = Usual()
         self.reason = ""  # of a verification of this step that failed
 
+    def resume(self, lines: list[dict]) -> None:
+        """A run that goes on is compared with its own first steps. lines: its metrics so far."""
+        key = "route/response_length"
+        self.first_lengths = [line[key] for line in lines if key in line][:FIRST_STEPS]
+
     def write(self, step: int, total: int, metrics: dict, timing: dict) -> None:
         """Add the run's clock and the weights' spread to the metrics and print the step.
 

@@ -60,7 +60,10 @@ REFUSALS = (
     Refusal("model_engine", ("dp",), "teacher and student are verl's FSDP engines"),
     Refusal("trainer.use_v1", (True,), "the method is a trainer of the kind that verl calls v1"),
     Refusal("trainer.v1.trainer_mode", TRAINER_MODES, TRAINERS),
-    Refusal("trainer.v1.sync.parameter_sync_step", (1,), "a batch is routed as a whole", may_be_absent=True),
+    *(
+        Refusal(f"trainer.v1.{mode}.parameter_sync_step", (1,), "a batch is routed as a whole", may_be_absent=True)
+        for mode in ("sync", "colocate_async")
+    ),
     Refusal(
         "trainer.critic_warmup", (0,), "there is no critic to wait for, and steps without an update would be counted"
     ),
@@ -89,6 +92,7 @@ REFUSALS = (
     Refusal(
         f"{ACTOR}.calculate_sum_pi_squared", (False,), "the update does not make it, and no estimator here asks for it"
     ),
+    Refusal(f"{ACTOR}.optim.warmup_style", (None,), "verl's older name of lr_scheduler_type, over which it goes"),
     Refusal(f"{ACTOR}.ulysses_sequence_parallel_size", (1,), OLD_NAME),
     Refusal(f"{ACTOR}.pad_to_length", (False,), PADS),
     Refusal(f"{ACTOR}.fsdp_config.pad_to_length", (False,), PADS),
@@ -105,6 +109,11 @@ REFUSALS = (
     Refusal(f"{MODEL}.mtp.enable", (False,), "the loss has no part for heads that predict several tokens"),
     Refusal(f"{ROLLOUT}.mtp.enable", (False,), "the loss has no part for heads that predict several tokens"),
     Refusal(f"{ROLLOUT}.qat.enable", (False,), QUANTISED),
+    Refusal(
+        f"{ROLLOUT}.full_determinism",
+        (False,),
+        "verl would name all requests alike, which then go to one engine; each rollout has a seed of its own already",
+    ),
     Refusal(f"{ROLLOUT}.do_sample", (True,), "verl samples all the same; choose a temperature"),
     Refusal(f"{ROLLOUT}.logprobs_mode", ("processed_logprobs",), SAMPLED),
     *(
@@ -211,13 +220,29 @@ UNREAD = {
     f"{MODEL}.tiled_mlp": "",
     f"{ROLLOUT}.log_prob_micro_batch_size": f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu",
     f"{ROLLOUT}.nnodes": "trainer.nnodes",
+    f"{ROLLOUT}.multi_turn.enable": f"{ROLLOUT}.agent.default_agent_loop",
+    **{
+        f"{section}.{name}": ""
+        for section, names in {
+            "actor_rollout_ref": "nccl_timeout",
+            "data": "return_raw_input_ids return_raw_chat return_full_prompt return_multi_modal_inputs reward_fn_key",
+            ROLLOUT: (
+                "checkpoint_manager_class layer_name_map moe_tensor_parallel_size multi_stage_wake_up sglang_engine_mode "
+                "skip_tokenizer_init standalone_gpu_memory_utilization agent.custom_async_server "
+                "multi_turn.num_repeat_rollouts multi_turn.tokenization_sanity_check_mode "
+                "multi_turn.use_inference_chat_template"
+            ),
+            "trainer": "balance_batch esi_redundant_time",
+        }.items()
+        for name in names.split()
+    },
     f"{ROLLOUT}.over_sample_rate": "",
     f"{ROLLOUT}.repetition_penalty": "",
 }
 
 # The same of the synchronous trainer.
 UNREAD_IN_SYNC = {
-    "trainer.v1.colocate_async": "trainer.v1.trainer_mode=srpo_colocate_async",
+    "trainer.v1.colocate_async.num_warmup_batches": "trainer.v1.trainer_mode=srpo_colocate_async",
     "trainer.v1.sampler.max_off_policy_threshold": "trainer.v1.trainer_mode=srpo_colocate_async",
     "trainer.v1.sampler.max_off_policy_strategy": "trainer.v1.trainer_mode=srpo_colocate_async",
 }

@@ -7,11 +7,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from srpo_recipe.settings import lora, options, parallel, places, ranges, required, unused
+from srpo_recipe.settings import lora, options, parallel, places, ranges, required, unused, update
 from srpo_recipe.settings.compose import verl_defaults
 from srpo_recipe.settings.kinds import ABSENT, is_count, is_number, leaves, said, shown
 from srpo_recipe.settings.read import needs_pass, read, section_of
 from srpo_recipe.settings.refusals import (
+    ACTOR,
     CORRECTION,
     REFUSALS,
     ROLLOUT,
@@ -60,6 +61,7 @@ def _check(config: DictConfig) -> SRPOConfig:
     options.check(settings)
     check_verifier(config, settings.verifier)
     check_batch(config)
+    update.check(config)
     check_temperature(config)
     check_prefill(config)
     check_old_policy(config)
@@ -160,7 +162,7 @@ def check_correction(config: DictConfig) -> None:
 
 
 def check_run(config: DictConfig) -> None:
-    wait, contents = config.run.wait_seconds, config.actor_rollout_ref.actor.checkpoint.load_contents
+    wait = config.run.wait_seconds
     require(
         isinstance(wait, int | float) and wait >= 0,
         f"run.wait_seconds={wait} must be a number of seconds, 0 or more: how long to wait for a cluster's nodes",
@@ -174,11 +176,14 @@ def check_run(config: DictConfig) -> None:
         raise ValueError(
             "trainer.val_only=true with trainer.val_before_train=false would train: set trainer.val_before_train=true"
         )
-    require(
-        "model" in contents or config.trainer.resume_mode == "disable",
-        f"actor_rollout_ref.actor.checkpoint.load_contents={contents} leaves the model out, and a run that is resumed would "
-        "start again from its first weights: add model, or set trainer.resume_mode=disable",
-    )
+    for name in ("save_contents", "load_contents"):
+        contents = config.actor_rollout_ref.actor.checkpoint[name]
+        missing = [part for part in ("model", "optimizer", "extra") if part not in contents]
+        require(
+            not missing or config.trainer.resume_mode == "disable",
+            f"{ACTOR}.checkpoint.{name}={shown(contents)} leaves out what a run is resumed with, which would not be the one that "
+            f"was stopped: add {', '.join(missing)}, or set trainer.resume_mode=disable",
+        )
 
 
 def _is_threshold(value: Any) -> bool:

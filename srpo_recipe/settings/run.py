@@ -1,6 +1,7 @@
 """The settings of a run's folder: every default once, every wrong value refused with its fix."""
 
 import math
+import os
 import re
 import zlib
 from collections.abc import Sequence
@@ -103,6 +104,12 @@ def check(config: DictConfig) -> None:
         not step or mode == "auto",
         f"run.resume={resume} chooses the checkpoint, and so does trainer.resume_mode={mode}: leave trainer.resume_mode at "
         "auto",
+    )
+    path, own = str(config.trainer.resume_from_path), os.path.abspath(config.trainer.default_local_dir)
+    require(
+        mode != "resume_path" or os.path.dirname(os.path.abspath(path)) != own,
+        f"trainer.resume_from_path={path} is a checkpoint of this run: leave trainer.resume_mode at auto, and set "
+        f"run.resume={os.path.abspath(path).rpartition('_')[2]}",
     )
 
 

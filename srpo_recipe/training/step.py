@@ -5,6 +5,7 @@ over the ranks and routed here; the self-teacher has its turn where verl has its
 follow. What surrounds a step (start, checkpoints, logs, stopping) is lifecycle.py.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,8 +100,16 @@ class RoutedSteps(SampledTrainer):
         return batch
 
     def _get_required_batch_multiple(self, dp_size: int) -> int:
-        """verl's would be rows of rollouts of one row each; a batch of more rows has as many optimiser steps all the same."""
-        return dp_size * self.optimizer_steps
+        """verl's would be rows of rollouts of one row each; a batch of more rows has as many optimiser steps all the same. Where
+        micro-batches have so many rows, each rank has a multiple of them for every pass.
+        """
+        actor, rollout = self.config.actor_rollout_ref.actor, self.config.actor_rollout_ref.rollout
+        rows = self.optimizer_steps
+        if not actor.use_dynamic_bsz:
+            rows *= actor.ppo_micro_batch_size_per_gpu
+        if self.old_policy == "pass" and not rollout.log_prob_use_dynamic_bsz:
+            rows = math.lcm(rows, rollout.log_prob_micro_batch_size_per_gpu)
+        return dp_size * rows
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """GRPO and DW-SDPO in one loss, and the EMA after every optimiser step: in the workers (worker.py, engine.py)."""
