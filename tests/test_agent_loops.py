@@ -9,6 +9,8 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from verl.tools.function_tool import FunctionTool, OpenAIFunctionToolSchema
 
 from srpo_recipe.training.agent_loop import SeededSingleTurnAgentLoop, SeededToolAgentLoop, TeachableLoop
+from srpo_recipe.training.fields import DRAWN_FROM
+from srpo_recipe.training.server import for_engine
 
 SINGLE = ["seeded_single_turn", "single_turn_agent"]
 TOOL = ["seeded_tool_agent", "tool_agent"]
@@ -36,6 +38,15 @@ class SilentLoop(TeachableLoop, SingleTurnAgentLoop):
 
     async def ct_build_initial_tokens(self, messages, tools=None, **kwargs):
         return [5, 6, 7]
+
+
+class Thrice(SingleTurnAgentLoop):
+    async def run(self, sampling_params, **kwargs):
+        return list(await asyncio.gather(*(super(Thrice, self).run(sampling_params, **kwargs) for _ in range(3))))
+
+
+class ForkLoop(TeachableLoop, Thrice):
+    """Asks the engine for its prompt three times."""
 
 
 class VerlsLoop(SingleTurnAgentLoop):
@@ -149,7 +160,11 @@ def test_turns_after_the_first_are_no_part_of_the_chat(queue, tools, tokenizer):
     assert row["extra_fields"]["student_chat"]["messages"] == PROMPT["raw_prompt"]
     assert row["prompts"].tolist() == rendered(tokenizer, row["extra_fields"]["student_chat"])
     assert tokenizer.decode(row["responses"]).count("3#3") == 1 and 0 in row["response_mask"]
-    assert engine.requests[0]["sampling_params"] == engine.requests[1]["sampling_params"]
+    first, second = (request["sampling_params"] for request in engine.requests)
+    assert first["seed"] == SEEDS[0] and second["seed"] not in SEEDS, "the same noise would choose the same words again"
+    assert [params[DRAWN_FROM] for params in (first, second)] == [
+        len(request["prompt_ids"]) for request in engine.requests
+    ]
 
 
 def _text(tokenizer, request) -> bytes:
@@ -195,6 +210,37 @@ def test_every_rollout_has_its_seed(queue, engine, agent):
     run_prompt(engine, agent=agent)
     seeds = [request["sampling_params"]["seed"] for request in engine.requests]
     assert sorted(seeds) == sorted(SEEDS)
+
+
+def test_requests_for_one_prompt_and_what_goes_on_have_seeds_of_their_own(queue, engine, monkeypatch):
+    """A fork asks twice for the same; a stopped request comes to the server again, behind what it had drawn."""
+    register_loops(monkeypatch, fork="test_agent_loops.ForkLoop")
+    run_prompt(engine, agent="fork", n=2)
+    seeds = [request["sampling_params"]["seed"] for request in engine.requests]
+    assert len(set(seeds)) == 6 and set(SEEDS[:2]) <= set(seeds)
+    again = Engine(engine.answer, engine.tokenizer)
+    run_prompt(again, agent="fork", n=2)
+    assert sorted(request["sampling_params"]["seed"] for request in again.requests) == sorted(seeds)
+    params = {"temperature": 1.0, "seed": SEEDS[0], DRAWN_FROM: 5}
+    given = [for_engine(params, tokens) for tokens in (5, 6, 7)]
+    assert given[0] == {"temperature": 1.0, "seed": SEEDS[0]} and DRAWN_FROM in params
+    assert len({one["seed"] for one in given}) == 3 and not any(DRAWN_FROM in one for one in given)
+    assert for_engine({"temperature": 0.0}, 9) == {"temperature": 0.0}
+
+
+def test_a_prompt_that_the_system_prompt_makes_too_long_is_lost_and_not_cut(queue, engine, caplog):
+    """verl's filter of long rows knows nothing of it, and verl cuts from the left."""
+    for truncation, rows in (("error", 0), ("left", 4)):
+
+        async def run(truncation=truncation):
+            worker = make_worker(engine, prompt_length=16)
+            worker.config.srpo.system_prompt = "Add up the numbers. " * 4
+            worker.config.data.truncation = truncation
+            await worker._run_prompt({**PROMPT, "agent_name": "seeded_single_turn"}, {}, TRAJECTORY)
+
+        asyncio.run(run())
+        assert len(queue.rows) == rows
+    assert "more than data.max_prompt_length=16: raise that, shorten srpo.system_prompt" in caplog.text
 
 
 @pytest.mark.parametrize("agent", ["seeded_single_turn", "seeded_tool_agent"])

@@ -211,3 +211,35 @@ def test_an_advantage_that_asks_the_teacher_has_it_score_every_row_that_has_one(
     assert list(found.prompts) == [1, 2, 6, 8, 9, 10, 11]
     assert torch.equal(found.route.distill_B, plain.route.distill_B)
     assert torch.equal(found.route.policy_B, plain.route.policy_B)
+
+
+def test_a_rule_that_looks_at_other_rows_gets_the_prompts_that_it_asks_for(tokenizer):
+    """Every second failure that has a teacher: which those are changes where a prompt does not fit. Before, such a row had a
+    distillation weight and no prompt, and the workers ended.
+    """
+
+    def second(correct_B, teacher_B, success_B, mix):
+        taught_B = ~correct_B & teacher_B
+        distill_B = taught_B & (taught_B.cumsum(0) % 2 == 0)
+        return ~distill_B, distill_B
+
+    routing = replace(ROUTING, rule=second)
+    found = decide(rollouts(tokenizer), routing, builder(tokenizer), step=1)
+    assert list(found.prompts) == [2, 8] and found.route.distill_B.nonzero().flatten().tolist() == [2, 8]
+    context = min(len(prompt.ids) + len(found.rollouts.responses[row]) for row, prompt in found.prompts.items()) - 1
+    cut = replace(routing, overflow="reroute", context=context)
+    found = decide(rollouts(tokenizer), cut, builder(tokenizer), step=1)
+    routed = found.route.distill_B.nonzero().flatten().tolist()
+    assert found.rerouted > 0 and set(routed) <= set(found.prompts) and list(found.prompts) == sorted(found.prompts)
+
+
+def test_a_rule_that_draws_its_rows_routes_those_with_prompts_alone(tokenizer):
+    random = torch.Generator().manual_seed(0)
+
+    def half(correct_B, teacher_B, success_B, mix):
+        distill_B = ~correct_B & teacher_B & (torch.rand(len(correct_B), generator=random) < 0.5)
+        return ~distill_B, distill_B
+
+    for step in range(20):
+        found = decide(rollouts(tokenizer), replace(ROUTING, rule=half), builder(tokenizer), step=step)
+        assert set(found.route.distill_B.nonzero().flatten().tolist()) <= set(found.prompts)

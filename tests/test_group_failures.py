@@ -1,15 +1,18 @@
 """What fails in a group costs what failed: one rollout, one verification, one reward that is no number."""
 
+import asyncio
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import transfer_queue
-from rollout_worker import Engine, Queue, register_loops, run_prompt
+from rollout_worker import PROMPT, Engine, Queue, make_worker, register_loops, run_prompt
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
+from srpo_recipe.training.watch.refill_limit import RefillLimit
 from srpo_recipe.verify.failures import FOLDER
 
 # The group's own way and verl's, a rollout at a time: a loop with state.
@@ -24,6 +27,7 @@ def queue(monkeypatch):
         scoring="test_group_failures.ScoringLoop",
         bare="test_group_failures.BareLoop",
         broken="test_group_failures.BrokenLoop",
+        scoring_twice="test_group_failures.ScoringTwice",
     )
     return Queue(monkeypatch)
 
@@ -48,6 +52,15 @@ class ScoringLoop(StatefulLoop):
         output = await super().run(sampling_params, **kwargs)
         output.reward_score = [1.0, math.nan, 0.25, 1e39][kwargs["session_id"]]
         return output
+
+
+class ScoringTwice(StatefulLoop):
+    """The same with two outputs, of which the last has the reward."""
+
+    async def run(self, sampling_params, **kwargs):
+        outputs = [await super(ScoringTwice, self).run(sampling_params, **kwargs) for _ in range(2)]
+        outputs[-1].reward_score = 0.25
+        return outputs
 
 
 class BareLoop(StatefulLoop):
@@ -89,6 +102,44 @@ def test_a_rollout_that_raises_costs_itself_alone(queue, caplog, agent):
     assert queue.events[-1] == ("u7", "failure"), "the replay buffer takes the group away on the status"
     assert caplog.text.count("ValueError: the engine dropped this request") == 1
     assert caplog.text.count("Traceback (most recent call last)") == 1
+
+
+def test_an_asynchronous_trainer_keeps_what_is_left_of_a_group(queue):
+    """Its buffer throws a group with the status failure away, whatever is left of it."""
+
+    def answer(session, request):
+        if session in lost:
+            raise ValueError("the engine dropped this request")
+        return answers(session, request)
+
+    for lost, status in (({1}, "finished"), ({0, 1, 2, 3}, "failure")):
+
+        async def run():
+            worker = make_worker(Engine(answer), by_number)
+            worker.config.trainer = {"v1": {"trainer_mode": "srpo_colocate_async"}}
+            prompt = {**PROMPT, "agent_name": "seeded_single_turn"}
+            await worker._run_prompt(prompt, {}, {"step": 5, "sample_index": 3, "rollout_n": 0, "validate": False})
+
+        queue.rows.clear()
+        asyncio.run(run())
+        assert queue.statuses[-1] == status and kept(queue) == sorted({0, 1, 2, 3} - lost)
+
+
+def test_a_run_whose_groups_are_all_lost_ends():
+    """verl's asynchronous buffer asks for another question for each, for ever."""
+    asked = []
+    buffer = SimpleNamespace(finished_keys={"train": set()}, refill_fn=asked.append)
+    refill = RefillLimit(buffer, batch=8)
+    for _ in range(4):
+        refill(8)
+    buffer.finished_keys["train"].add("u1")
+    refill(8)
+    buffer.finished_keys["train"].clear()
+    for _ in range(4):
+        refill(8)
+    with pytest.raises(RuntimeError, match="40 groups of rollouts were lost one after the other"):
+        refill(8)
+    assert asked == [8] * 9
 
 
 def test_the_status_waits_for_the_rollouts_that_still_run(queue):
@@ -278,3 +329,10 @@ def test_rollouts_of_a_group_may_have_different_fields(queue):
     run_prompt(Forgetful(lambda session, _: "10+10=20#20" if session == 0 else "1+1=2#2"), by_number)
     assert kept(queue) == [0, 1, 2, 3] and queue.statuses == ["running", "finished"]
     assert ["rollout_log_probs" in queue.fields(session) for session in range(4)] == [False, True, True, True]
+
+
+def test_a_loops_own_reward_is_that_of_all_its_outputs(queue):
+    """verl copies what a reward worker said beside the reward, which was not asked here; each such rollout was lost."""
+    run_prompt(Engine(answers), by_number, agent="scoring_twice", n=2)
+    assert sorted(queue.rows) == ["u7_0_0", "u7_0_1", "u7_1_0", "u7_1_1"] and queue.statuses[-1] == "finished"
+    assert {float(fields["rm_scores"].sum()) for fields, _ in queue.rows.values()} == {0.25}

@@ -140,3 +140,42 @@ def test_a_weight_of_ones_own_gets_the_lengths_as_rows_of_tokens(tmp_path):
     entropy_BT = torch.ones(2, 4)
     found_BT = token_weight(SRPOConfig(weight=f"{tmp_path}/mine.py:mean"), view, entropy_BT, entropy_BT)
     assert found_BT.tolist() == [[1.5] * 4, [2.5] * 4]
+
+
+def test_the_gap_is_made_where_the_teachers_states_are():
+    """A mini-batch is counted before verl moves it: on a GPU its tokens lie on the host and the states do not. Here "meta" is the
+    device.
+    """
+    from types import SimpleNamespace
+
+    from srpo_recipe.settings.schema import SRPOConfig
+    from srpo_recipe.training.fields import TEACHER_ROW, MicroBatch, jagged
+    from srpo_recipe.training.passes import NamedPasses
+
+    def log_probs(place, ids_CK, **options):
+        assert ids_CK.device.type == "meta"
+        return torch.zeros(ids_CK.shape, device="meta")
+
+    tokens = SimpleNamespace(
+        hidden_MH=torch.empty(3, 4, device="meta"),
+        layer=SimpleNamespace(weight_VH=torch.empty(9, 4, device="meta")),
+        log_probs=log_probs,
+    )
+    states = SimpleNamespace(
+        entropy=lambda rows, device: torch.ones(3, device="meta"), tokens_of=lambda rows, split: tokens
+    )
+    engine = SimpleNamespace(
+        teacher=SimpleNamespace(states=states),
+        srpo=SRPOConfig(weight="gated"),
+        ulysses_parallel_group=None,
+        _options=lambda *_: {},
+    )
+    data = {
+        "responses": jagged([torch.tensor([5, 6]), torch.tensor([7, 8, 8])]),
+        "rollout_log_probs": jagged([torch.zeros(2), torch.ones(3)]),
+        TEACHER_ROW: torch.tensor([-1, 0]),
+    }
+    mask_BT, distill_B = torch.tensor([[1, 1, 0], [1, 1, 1]]).bool(), torch.tensor([0.0, 1.0])
+    view = MicroBatch(data, torch.tensor([2, 3]), mask_BT, 1 - distill_B, distill_B)
+    taught = NamedPasses._taught(engine, view)
+    assert taught.gap_M.device.type == "meta" and taught.gap_M.shape == (3,)

@@ -166,6 +166,16 @@ def write(capsys):
     return make
 
 
+def test_a_resumed_run_is_compared_with_its_own_first_steps(capsys):
+    """Before, with the first steps after it went on, so that responses that had shrunk were the rule."""
+    config = {"run": {"started_at": 0}, "data": {"train_batch_size": 2}, "actor_rollout_ref": {"rollout": {"n": 4}}}
+    log = StepLog(OmegaConf.create(config), SRPOConfig())
+    log.resume([{"step": 0, KEY: 0.1}, *({"step": step, "route/response_length": 300.0} for step in range(1, 9))])
+    metrics = {key: value for key, value in line(9).items() if key != "step"} | {"route/response_length": 40.0}
+    log.write(9, 10, metrics, {"step": 2.0})
+    assert "responses shrank from 300 to 40 tokens" in capsys.readouterr().out
+
+
 def test_the_step_line_shows_what_matters(write):
     out, metrics = write()(3, 2.0, **{KEY: 0.25})
     assert metrics["actor/distill/weight_std"] == pytest.approx(0.5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from srpo_recipe.method.demonstrations import choose_demonstrations, has_success
-from srpo_recipe.method.route import ROUTE_RULES, route_samples, wants_teacher
+from srpo_recipe.method.route import ROUTE_RULES, route_samples
 
 torch.set_num_threads(1)
 
@@ -98,7 +98,12 @@ def test_group_routing_asks_the_teacher_where_all_rollouts_failed():
     assert success_B.tolist() == [True] * 3 + [False] * 3
     route = route_samples("group", correct_B, teacher_B, success_B=success_B)
     assert route.distill_B.tolist() == [0, 0, 0, 1, 0, 1] and route.policy_B.tolist() == [1, 1, 1, 0, 1, 0]
-    assert wants_teacher("group", correct_B, success_B=success_B).tolist() == [False] * 3 + [True] * 3
+
+
+def test_a_rule_that_teaches_a_row_without_a_teacher_is_refused():
+    everything = torch.ones(3)
+    with pytest.raises(ValueError, match="without a teacher: only where teacher_B"):
+        route_samples(lambda *_: (everything, everything), torch.zeros(3), torch.tensor([True, False, True]))
 
 
 def test_an_unknown_rule_is_refused_with_the_known_ones():

@@ -221,6 +221,13 @@ METHODS = {
     "verl.workers.rollout.vllm_rollout.vllm_rollout:ServerAdapter.resume": "self tags",
     "verl.workers.rollout.replica:RolloutReplicaRegistry.register": "name loader",
     "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer.run_server": "self args",
+    "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer.generate": (
+        "self prompt_ids sampling_params request_id image_data video_data audio_data mm_processor_kwargs priority "
+        "kv_transfer_params"
+    ),
+    # what a loop's server_manager is
+    "verl.workers.rollout.llm_server:LLMServerClient.generate": None,
+    "verl.experimental.agent_loop.agent_loop:AgentLoopBase._cap_text_prompt_length": "self prompt_ids",
     "verl.workers.rollout.vllm_rollout.vllm_async_server:vLLMHttpServer.collective_rpc": (
         "self method timeout args kwargs"
     ),
@@ -258,7 +265,12 @@ SOURCE = {
         'rollout_corr_config = self.config.algorithm.get("rollout_correction", None)': 2,
         "rollout_corr_config is not None and": None,
     },
-    "verl.trainer.ppo.v1.agent_loop_tq": {'f"{uid}_{session_id}_{i}"': 1},  # what SRPOTrainer._split_key takes apart
+    "verl.trainer.ppo.v1.agent_loop_tq": {
+        'f"{uid}_{session_id}_{i}"': 1,  # what SRPOTrainer._split_key takes apart
+        # why GroupWorker._compute_score leaves an empty one
+        'output.extra_fields["reward_extra_info"] = final_output.extra_fields["reward_extra_info"]': 1,
+    },
+    "verl.experimental.agent_loop.agent_loop": {"return self._cap_text_prompt_length(prompt_ids)": 1},
     "verl.single_controller.base.worker_group": {"self._dispatch_info = {}": 1},
     # what training/server.py and training/network.py change
     "verl.workers.rollout.vllm_rollout.vllm_async_server": {
@@ -266,9 +278,14 @@ SOURCE = {
         "await run_uvicorn(app, args, self._server_address)": 1,
         "self._server_address = ray.util.get_node_ip_address()": 1,
     },
+    "verl.workers.rollout.replica": {"return max(1000, self.config.max_num_seqs + CONTROL_METHOD_CONCURRENCY)": 1},
     "verl.utils.distributed": {'init_method=os.environ.get("DIST_INIT_METHOD", None)': 2},
     "verl.trainer.constants_ppo": {'"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "true"': 1},
-    "verl.workers.rollout.llm_server": {"self.server_handles = [": 1, "self.server_addresses = [": 1},
+    "verl.workers.rollout.llm_server": {
+        "self.server_handles = [": 1,
+        "self.server_addresses = [": 1,
+        "prompt_ids=prompt_ids + final_output.token_ids,": 1,  # by which training/server.py knows what goes on
+    },
     "verl.trainer.ppo.v1.replay_buffer": {"self.poll_interval": None},
     # a slice is so long, and a gradient comes back times the group's size: Split
     "verl.utils.ulysses": {
@@ -280,7 +297,10 @@ SOURCE = {
         "attn_output = _flash_attention_forward(": 1,
         "flash_attention._flash_attention_forward = _ulysses_flash_attention_forward": 1,
     },
-    "verl.workers.engine.utils": {"max_token_len = max_token_len_per_gpu * sp_size": 1},  # a budget is a rank's
+    "verl.workers.engine.utils": {
+        "max_token_len = max_token_len_per_gpu * sp_size": 1,  # a budget is a rank's
+        "assert total_data_size % (force_group_size * micro_batch_size_per_gpu) == 0": 1,  # RoutedSteps fills a batch up
+    },
     "verl.utils.tracking": {
         "self.logger = {}": 1,
         "in self.logger.items()": None,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from srpo_recipe.method.demonstrations import REFERENCE, Choice, choose_demonstrations, has_success
-from srpo_recipe.method.route import Route, RouteRule, route_samples, wants_teacher
+from srpo_recipe.method.route import Route, RouteRule, route_samples
 from srpo_recipe.method.seeds import checksum
 from srpo_recipe.method.self_teacher import StudentChat, TeacherPrompt, TeacherPromptBuilder, strip_thinking
 from srpo_recipe.method.weights import alike, normalised
@@ -151,20 +151,23 @@ def decide(rollouts: Rollouts, routing: Routing, builder: TeacherPromptBuilder, 
     teachable = [text is not None or said is not None for text, said in zip(shown, feedback, strict=True)]
     teacher_B = torch.tensor(teachable, dtype=torch.bool) & rollouts.real_B
     success_B = has_success(correct_B, rollouts.group_B)
-    wanted_B = wants_teacher(routing.rule, correct_B, routing.mix, success_B)
-    asked_B = teacher_B & (wanted_B | routing.ask_all)
-
-    prompts, siblings = {}, {}
-    for row in torch.nonzero(asked_B).flatten().tolist():
-        prompt = _prompt(rollouts, row, shown[row], feedback[row], routing, builder)
-        if prompt is None:
+    prompts: dict[int, TeacherPrompt] = {}
+    rerouted = 0
+    while True:  # a rule may ask for other rows where one that it asked for turns out to have no teacher
+        route = route_samples(routing.rule, correct_B, teacher_B, routing.mix, success_B)
+        asked_B = teacher_B & ((route.distill_B > 0) | routing.ask_all)
+        new = [row for row in torch.nonzero(asked_B).flatten().tolist() if row not in prompts]
+        if not new:
+            break
+        for row in new:
+            prompt = _prompt(rollouts, row, shown[row], feedback[row], routing, builder)
+            if prompt is not None:
+                prompts[row] = prompt
+                continue
             teacher_B[row] = False
-            continue
-        prompts[row] = prompt
-        if shown[row] is not None and sibling_B[row] >= 0:
-            siblings[row] = int(sibling_B[row])
-    route = route_samples(routing.rule, correct_B, teacher_B, routing.mix, success_B)
-    rerouted = int(asked_B.sum()) - len(prompts)
+            rerouted += 1
+    prompts = dict(sorted(prompts.items()))
+    siblings = {row: int(sibling_B[row]) for row in prompts if shown[row] is not None and sibling_B[row] >= 0}
     weighted = _weighted(route, routing, correct_B, rollouts)
     return Decision(rollouts, correct_B, teacher_B, weighted, prompts, siblings, rerouted)
 

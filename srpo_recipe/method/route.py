@@ -82,21 +82,13 @@ def route_samples(
     rule: one of ROUTE_RULES, or a function like them. correct_B: bool [B], c_i. teacher_B: bool [B], m_i, or whatever else makes
     a teacher available (environment feedback, a reference solution). mix: lambda of Advantage Mix, used by that rule alone.
     success_B: bool [B], whether any rollout of the prompt is correct, by default the row itself; used by "group" alone.
-    Raises ValueError for an unknown rule.
+    Raises ValueError for an unknown rule, and for a rule that gives a distillation weight to a row without a teacher.
     """
     if isinstance(rule, str) and rule not in RULES:
         raise ValueError(f"unknown route rule {rule!r}; choose one of {', '.join(ROUTE_RULES)}")
     success_B = correct_B if success_B is None else success_B
     function = RULES[rule] if isinstance(rule, str) else rule
     policy_B, distill_B = function(correct_B.bool(), teacher_B.bool(), success_B.bool(), mix)
+    if bool(((distill_B > 0) & ~teacher_B.bool()).any()):
+        raise ValueError("the route rule gives a distillation weight to a row without a teacher: only where teacher_B")
     return Route(policy_B=policy_B.float(), distill_B=distill_B.float())
-
-
-def wants_teacher(
-    rule: str | RouteRule, correct_B: Tensor, mix: float = 0.9, success_B: Tensor | None = None
-) -> Tensor:
-    """bool [B]: the rows that the rule would give a distillation part if they had a teacher.
-
-    Arguments and errors are those of `route_samples`.
-    """
-    return route_samples(rule, correct_B, torch.ones_like(correct_B, dtype=torch.bool), mix, success_B).distill_B > 0

@@ -16,14 +16,15 @@ logger = logging.getLogger(__name__)
 class JsonLines:
     """A backend of verl's Tracking that appends: a resumed run continues the file of the run that it resumes.
 
-    Lines of steps after the checkpoint were written by the interrupted run. They will be written again, so they go. lacks: the
-    step of the checkpoint where its line is not there, else None: a step's metrics are written after its checkpoint and the
-    sync of its weights, and a run may end between.
+    Lines of steps after the checkpoint were written by the interrupted run. They will be written again, so they go. kept: the
+    others. lacks: the step of the checkpoint where its line is not there, else None: a step's metrics are written after its
+    checkpoint and the sync of its weights, and a run may end between.
     """
 
     def __init__(self, path: str, resumed_step: int):
         self.path = Path(path)
         kept = [line for line in read_lines(path) if line["step"] <= resumed_step] if resumed_step else []
+        self.kept = kept
         self.lacks = resumed_step if resumed_step and resumed_step not in {line["step"] for line in kept} else None
         write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 

@@ -20,6 +20,8 @@ SEEN = "seen"
 # And of a batch: how many optimiser steps it has, however many rows.
 TOTALS, IMPORTANCE_CAP, NO_CAP = "srpo_totals", "importance_cap", "none"
 OPTIMIZER_STEPS = "optimizer_steps"
+# Of a request to the rollout engine, beside vLLM's sampling parameters: the tokens of the prompt that its seed draws behind.
+DRAWN_FROM = "srpo_drawn_from"
 
 
 def jagged(rows: Sequence[Tensor]) -> Tensor:

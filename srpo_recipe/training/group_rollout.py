@@ -19,6 +19,7 @@ from typing import Any
 import hydra
 import torch
 import transfer_queue as tq
+from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import (
     AgentLoopOutput,
     DictConfigWrap,
@@ -27,6 +28,7 @@ from verl.experimental.agent_loop.agent_loop import (
 )
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ, apply_greedy_sampling_params
 
+from srpo_recipe.settings.refusals import TRAINER_MODES
 from srpo_recipe.settings.wire import seconds_each
 from srpo_recipe.training.group_batch import Group, queue_rows, reward_batch
 from srpo_recipe.training.watch.reward_watch import RewardWatch
@@ -108,7 +110,9 @@ class GroupWorker(_VerlWorker):
         await tq.async_kv_put(key=uid, partition_id=partition, tag={"status": "finished" if whole else "failure"})
 
     async def _run_group(self, loop, prompt: dict, sampling_params: dict, partition: str) -> bool:
-        """Whether every rollout of the group was stored; those that fail are missing, the others are there."""
+        """Whether every rollout of the group was stored; those that fail are missing, the others are there. For an asynchronous
+        trainer, whose buffer throws a whole group away for one of them, whether any was. (verl's own way is without that.)
+        """
         rollout = self.config.actor_rollout_ref.rollout
         size = prompt.pop("__rollout_n__", rollout.val_kwargs.n if partition == "val" else rollout.n)
         if not prompt.pop("__do_sample__", True) and partition == "train":
@@ -123,7 +127,8 @@ class GroupWorker(_VerlWorker):
         for keys, fields, tags in queue_rows(group):
             await tq.async_kv_batch_put(keys=keys, fields=fields, tags=tags, partition_id=partition)
             stored += len(keys)
-        return stored == size
+        crossing = OmegaConf.select(self.config, "trainer.v1.trainer_mode") == TRAINER_MODES[1]
+        return stored == size or (crossing and stored > 0)
 
     async def _score(self, group: Group) -> Group:
         """Rewards of a group in one call to one of verl's reward workers, or, where that fails, in one call for each rollout.
@@ -164,6 +169,8 @@ class GroupWorker(_VerlWorker):
         with self._rewards.waits(1):
             await super()._compute_score(outputs[-1:], kwargs)
         self._take_number(outputs[-1], kwargs)
+        if len(outputs) > 1:  # verl copies it to the others; a reward of the loop's own has none (agent_loop_tq.py:175)
+            outputs[-1].extra_fields.setdefault("reward_extra_info", {})
 
     def _take_number(self, output: AgentLoopOutput, row: dict) -> None:
         """Make the reward a float. One that is no number, or NaN or infinite in fp32, is a failed verification, reward 0."""

@@ -24,6 +24,7 @@ from srpo_recipe.settings.read import from_plain, old_policy
 from srpo_recipe.settings.refusals import TRAINER_MODES
 from srpo_recipe.settings.run import causes
 from srpo_recipe.training.fields import NO_CAP
+from srpo_recipe.training.watch.refill_limit import RefillLimit
 from srpo_recipe.training.watch.report import OTHER, compose, error_text, report
 from srpo_recipe.training.watch.trainer_watch import Watchdog
 from srpo_recipe.training.worker import SRPOWorker
@@ -33,6 +34,7 @@ class LifecycleTrainer(PPOTrainer):
     """One of verl's trainers with a self-teacher beside the actor, our logs, and runs that end clearly."""
 
     MODE: str  # verl's name of the trainer whose kind this is: sync, colocate_async
+    refills: RefillLimit | None = None
 
     checkpoint_callback: CheckpointCallback
 
@@ -78,6 +80,8 @@ class LifecycleTrainer(PPOTrainer):
     def _build_replay_buffer(self):
         buffer = super()._build_replay_buffer()
         buffer.poll_interval = self.srpo.poll_seconds
+        if buffer.refill_fn is not None:
+            self.refills = buffer.refill_fn = RefillLimit(buffer, self.config.data.train_batch_size)
         return buffer
 
     def _setup(self):
@@ -184,6 +188,8 @@ class LifecycleTrainer(PPOTrainer):
     def on_sample_end(self):
         # verl counts the rollouts that a dead engine lost as finished and would train on the others
         self.watchdog.check()
+        if self.refills is not None:
+            self.refills.lost = 0  # a batch came to its end
         self.watchdog.stage = f"scoring and update of step {self.global_steps}"
         super().on_sample_end()
 
@@ -207,6 +213,7 @@ class LifecycleTrainer(PPOTrainer):
         """Add our JSON lines to verl's loggers. Its own file logger truncates the file of the run that is resumed."""
         if "jsonl" not in self.logger.logger:
             lines = self.logger.logger["jsonl"] = JsonLines(f"{self.config.run.dir}/metrics.jsonl", self.resumed_step)
+            self.step_log.resume(lines.kept)
             if lines.lacks:
                 say(f"WARNING step {lines.lacks} has a checkpoint and no metrics: the run ended between the two")
             self.logger.logger["curve"] = Curve(self.config)  # behind the file that it draws

@@ -142,9 +142,10 @@ class NamedPasses(FSDPEngineWithLMHead):
         split_M = Split.even(view.length_B[view.routed_B].tolist(), self.ulysses_parallel_group)
         tokens, routed_N = states.tokens_of(rows, split_M), view.routed_B.repeat_interleave(view.length_B)
         options = self._options(len(tokens.layer.weight_VH), view.data)
-        labels_M1 = view.data["responses"].values()[routed_N][split_M.own].unsqueeze(-1)
+        # the mini-batch lies on the host while it is counted, and the teacher's states on the device
+        labels_M1 = view.data["responses"].values()[routed_N][split_M.own].unsqueeze(-1).to(tokens.hidden_MH.device)
         own_M = split_M.gather(tokens.log_probs(slice(0, None), labels_M1, **options).squeeze(-1))
-        return Taught(entropy_M, own_M - view.sampler_N[routed_N])
+        return Taught(entropy_M, own_M - view.sampler_N[routed_N].to(own_M.device))
 
     # ------------------------------------------------------------------------------------------------------- student
 

@@ -6,11 +6,14 @@ import asyncio
 import logging
 import secrets
 from contextlib import nullcontext
+from typing import Any
 
 import ray
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
+from srpo_recipe.method.seeds import of_continuation
+from srpo_recipe.training.fields import DRAWN_FROM
 from srpo_recipe.training.network import confine
 from srpo_recipe.training.watch.engine_watch import EngineWatch
 
@@ -20,6 +23,7 @@ logging.getLogger().setLevel(logging.WARNING)
 # Of GET alone: they tell numbers and take nothing. The trainer asks for the first where a server is too busy to answer it through
 # Ray (watch/actors.py), Prometheus for the second.
 OPEN = ("/health", "/metrics")
+MOST_CALLS = 100_000
 REFUSED = b'{"error": "This server takes its requests from the trainer, through Ray."}'
 
 
@@ -40,6 +44,17 @@ class Shut:
             await send({"type": "websocket.close", "code": 1008})
 
 
+def for_engine(sampling_params: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """The parameters that vLLM is given for a request of so many tokens: one that goes on where another was stopped has a seed of
+    its own, or its first word would be drawn with the noise of the response's first.
+    """
+    params = dict(sampling_params)
+    drawn_from = params.pop(DRAWN_FROM, tokens)
+    if "seed" in params and tokens > drawn_from:
+        params["seed"] = of_continuation(params["seed"], tokens - drawn_from)
+    return params
+
+
 class ShutServer(vLLMHttpServer):
     """verl's server, whose HTTP side refuses all but OPEN and asks for a key that nobody has besides.
 
@@ -50,6 +65,10 @@ class ShutServer(vLLMHttpServer):
         confine()
         super().__init__(*args, **kwargs)
         self.engine_watch: EngineWatch | None = None
+
+    async def generate(self, prompt_ids, sampling_params: dict[str, Any], *args, **kwargs):
+        """verl's. A rollout that was stopped comes again with what it had drawn behind its prompt (verl's llm_server.py:291)."""
+        return await super().generate(prompt_ids, for_engine(sampling_params, len(prompt_ids)), *args, **kwargs)
 
     async def watch_engine(self, stall_seconds: float, name: str) -> None:
         """End the run where the engine stands still so long. Asked for by the trainer, of every server."""
@@ -75,6 +94,13 @@ class ShutReplica(vLLMReplica):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.server_class = ray.remote(ShutServer)
+
+    @property
+    def max_concurrency(self) -> int:
+        """Calls that a server works on at a time. A stopped rollout waits inside its own, and those that bring weights must not
+        queue up behind a batch of them.
+        """
+        return max(MOST_CALLS, super().max_concurrency)
 
 
 def register() -> None:

@@ -135,7 +135,7 @@ VERIFICATION = Section(
         Metric(
             "rollout/{staleness,staleness_largest}",
             "updates",
-            "by how many its first weights were older than the newest: 0 unless rollouts cross updates",
+            "by how many the weights that it was asked for were older than the newest: 0 unless rollouts cross updates",
             ROLLOUTS,
         ),
         Metric("rollout/reward_seconds", "s", "mean time of the verification of its group", "rollouts that were timed"),
