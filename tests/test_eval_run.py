@@ -318,6 +318,14 @@ def test_the_rule_follows_from_the_task_unless_it_is_given():
             rule(**{"mode": "strict", **wrong})
 
 
+def rewarded(function: str, texts: list[str]) -> list:
+    """The verdicts of a reward function on texts, of which 7 is right."""
+    rule = scoring.rule_for("mine", "strict", reward=function)
+    question = Question("f", 0, "mine", 0, ROW["prompt"], "7", {})
+    with scoring.Scorer({"mine": rule}, VerifierConfig()) as scorer:
+        return scorer.verdicts([question] * len(texts), texts)
+
+
 def test_a_reward_function_may_lie_in_a_file_which_is_run_once(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
@@ -325,10 +333,7 @@ def test_a_reward_function_may_lie_in_a_file_which_is_run_once(tmp_path):
         "def same(data_source, solution_str, ground_truth, extra_info=None):\n"
         "    return float(solution_str == ground_truth)\n"
     )
-    rule = scoring.rule_for("mine", "strict", reward=f"{file}:same")
-    question = Question("f", 0, "mine", 0, ROW["prompt"], "7", {})
-    with scoring.Scorer({"mine": rule}, VerifierConfig()) as scorer:
-        found = scorer.verdicts([question] * 3, ["7", "8", "7"])
+    found = rewarded(f"{file}:same", ["7", "8", "7"])
     assert [verdict.reward for verdict in found] == [1.0, 0.0, 1.0]
     assert (tmp_path / "mine.py.runs").read_text() == "x"
 
@@ -342,10 +347,7 @@ def test_a_reward_function_is_called_as_training_calls_it(tmp_path):
         "    given = {'one': numpy.float32(1.0), 'none': None, 'text': 'high', 'acc alone': {'acc': 1.0}}\n"
         "    return given[solution_str]\n"
     )
-    rule = scoring.rule_for("mine", "strict", reward=f"{file}:compute_score")
-    question = Question("f", 0, "mine", 0, ROW["prompt"], "7", {})
-    with scoring.Scorer({"mine": rule}, VerifierConfig()) as scorer:
-        found = scorer.verdicts([question] * 5, ["one", "none", "text", "acc alone", "else"])
+    found = rewarded(f"{file}:compute_score", ["one", "none", "text", "acc alone", "else"])
     assert [verdict.reward for verdict in found] == [1.0, 0.0, 0.0, 0.0, 0.0]
     assert [verdict.failure for verdict in found] == [None, *["crash"] * 4]
     assert "KeyError" in found[-1].error and "TypeError" in found[1].error

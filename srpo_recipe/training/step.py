@@ -105,10 +105,10 @@ class RoutedSteps(SampledTrainer):
         """
         actor, rollout = self.config.actor_rollout_ref.actor, self.config.actor_rollout_ref.rollout
         rows = self.optimizer_steps
-        if not actor.use_dynamic_bsz:
+        if not actor.use_dynamic_bsz:  # the log-prob pass's is alike (settings/refusals.py)
             rows *= actor.ppo_micro_batch_size_per_gpu
-        if self.old_policy == "pass" and not rollout.log_prob_use_dynamic_bsz:
-            rows = math.lcm(rows, rollout.log_prob_micro_batch_size_per_gpu)
+            if self.old_policy == "pass":
+                rows = math.lcm(rows, rollout.log_prob_micro_batch_size_per_gpu)
         return dp_size * rows
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
